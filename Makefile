@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all a newcomer needs; both first make the environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test checkpoint style check constraints clean
+
+demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
+	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
+		--output_dir outputs/digits --resume_from_checkpoint latest
+
+test: .venv/installed-test  # all tests, without the network
+	$(BIN)/python -m pytest
+
+checkpoint: .venv/installed-demo  # make the checkpoint in the root of this repository
+	$(BIN)/python examples/make_checkpoint.py
+
+style: .venv/installed-dev  # put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: .venv/installed-dev  # look at the shape and the types of the code, and change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+# The file `whole` is there only while no installation is under way: an environment without it was cut off, or failed,
+# and is made again from nothing. An installation counts from its last line on, when its own stamp is written.
+.venv/installed-%: pyproject.toml constraints.txt
+	test -e .venv/whole || $(PYTHON) -m venv --clear .venv
+	rm -f .venv/whole
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$*]'
+	touch .venv/whole $@
+
+constraints:  # take the newest versions that pyproject.toml allows into constraints.txt; torch is raised there by hand
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)" --editable '.[dev]'
+	{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  # remove the environment and every cache, but no trained model
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

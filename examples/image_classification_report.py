@@ -1,0 +1,195 @@
+"""What is told about a trained classifier: a picture of its predictions, its attention, baselines, a model card."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from image_classification_data import Digits, PictureFolder
+from matplotlib.figure import Figure
+from torch import nn
+from torch.utils.data import Dataset
+
+from modeling_axial import AxialForImageClassification, AxialSelfAttention
+
+COLUMNS = 10
+
+
+@contextmanager
+def attention_silenced(model: nn.Module) -> Iterator[None]:
+    """Inside, the output of every axial attention in `model` is zero: no cell of the grid learns of another."""
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+        for module in model.modules()
+        if isinstance(module, AxialSelfAttention)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def baseline_accuracies(digits: Digits) -> dict[str, float]:
+    """Accuracy on the held-out digits of two simple classifiers of the 784 grey values, fitted to the other digits."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    pixels = digits.pictures.reshape(len(digits.pictures), -1) / 255
+    held_out = digits.held_out
+    classifiers = {
+        "3 nearest neighbours": KNeighborsClassifier(3),
+        "logistic regression": LogisticRegression(max_iter=1000),
+    }
+    return {
+        name: float(
+            classifier.fit(pixels[~held_out], digits.labels[~held_out]).score(pixels[held_out], digits.labels[held_out])
+        )
+        for name, classifier in classifiers.items()
+    }
+
+
+def attention_received(attentions: Sequence[torch.Tensor], grid_shape: Sequence[int]) -> list[torch.Tensor]:
+    """
+    For each axis, how much attention each cell of the grid receives along it, `(B, *grid)`: the mean over layers,
+    heads and the cells that look, times the length of the axis, so that 1 is what a cell gets if all get the same.
+
+    Args:
+        attentions: as an axial model returns them, one `(B·lines, heads, length, length)` for each layer and axis.
+    """
+    num_axes = len(grid_shape)
+    maps = []
+    for axis, length in enumerate(grid_shape):
+        other_axes = [other for position, other in enumerate(grid_shape) if position != axis]
+        received = torch.stack([weights.mean(dim=(1, 2)) for weights in attentions[axis::num_axes]]).mean(0) * length
+        maps.append(received.unflatten(0, (-1, *other_axes)).movedim(-1, axis + 1))
+    return maps
+
+
+def draw_predictions(
+    path: Path,
+    model: nn.Module,
+    dataset: Dataset,
+    predictions: torch.Tensor,
+    labels: torch.Tensor,
+    label_names: Sequence[str],
+) -> None:
+    """
+    Draws pictures spread evenly over `dataset`, the first of those that are classified wrongly, and, for an axial
+    model, where some of them are attended to along each axis. `predictions` and `labels`: (len(dataset),), as numbers.
+    """
+    spread = np.unique(np.linspace(0, len(dataset) - 1, 4 * COLUMNS).astype(int)).tolist()
+    wrong = torch.nonzero(predictions != labels).flatten().tolist()
+    rows = -(-len(spread) // COLUMNS)
+
+    figure = Figure(figsize=(COLUMNS, 1.3 * rows + 7), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.3 * rows + 0.3, 1.7, 5])
+    top.suptitle(f"{len(spread)} of {len(dataset)} pictures that training has not seen: predicted class")
+    middle.suptitle(f"{min(COLUMNS, len(wrong))} of {len(wrong)} errors: predicted ≠ true class")
+    for part, indices, part_rows in ((top, spread, rows), (middle, wrong[:COLUMNS], 1)):
+        panels = part.subplots(part_rows, COLUMNS, squeeze=False).ravel()
+        for panel in panels:
+            panel.axis("off")
+        for panel, index in zip(panels, indices, strict=False):
+            predicted, true = label_names[predictions[index]], label_names[labels[index]]
+            right = predicted == true
+            panel.imshow(_stretched(dataset[index][0]), cmap="gray")
+            panel.set_title(
+                predicted if right else f"{predicted} ≠ {true}", color="green" if right else "red", fontsize=9
+            )
+    if isinstance(model, AxialForImageClassification):
+        _draw_attention(bottom, model, torch.stack([dataset[index][0] for index in spread[:: COLUMNS - 3]]))
+    figure.savefig(path, dpi=100)
+
+
+def _draw_attention(figure, model: AxialForImageClassification, pixel_values: torch.Tensor) -> None:
+    """One column for each picture: itself, then what its patches receive among the rows, then among the columns."""
+    with torch.inference_mode():
+        attentions = model(pixel_values=pixel_values.to(model.device), output_attentions=True).attentions
+    figure.suptitle("attention that each patch receives (mean over layers and heads; 1 = spread evenly)")
+    panels = figure.subplots(3, len(pixel_values), squeeze=False)
+    for panel in panels.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+    for panel, picture in zip(panels[0], pixel_values, strict=True):
+        panel.imshow(_stretched(picture), cmap="gray")
+    names = ("along the height", "along the width")
+    for row, name, received in zip(
+        panels[1:], names, attention_received(attentions, model.config.grid_shape), strict=True
+    ):
+        received = received.float().cpu().numpy()
+        row[0].set_ylabel(name)
+        for panel, values in zip(row, received, strict=True):
+            image = panel.imshow(values, cmap="viridis", vmin=0, vmax=received.max())
+        figure.colorbar(image, ax=row)
+
+
+def _stretched(pixel_values: torch.Tensor) -> np.ndarray:
+    """(C, H, W) -> (H, W, C) from 0 (the darkest value of the picture) to 1 (the brightest)."""
+    pixels = pixel_values.permute(1, 2, 0).numpy()
+    return (pixels - pixels.min()) / max(np.ptp(pixels), 1e-6)
+
+
+def write_model_card(
+    output_dir: Path, data: Digits | PictureFolder, measured: dict[str, float], hub_model_id: str | None
+) -> None:
+    """
+    Writes `README.md`: what the model was trained on, the accuracies that were measured (that of the model first), and
+    the lines that load it.
+    """
+    name = hub_model_id or output_dir.resolve().name
+    result = EvalResult(
+        task_type="image-classification",
+        dataset_type=data.hub_id,
+        dataset_name=data.name,
+        metric_type="accuracy",
+        metric_value=round(next(iter(measured.values())), 6),
+    )
+    card_data = ModelCardData(
+        license=data.license,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["axial-attention", "image-classification"],
+        metrics=["accuracy"],
+        model_name=name,
+        eval_results=[result],
+    )
+    load = "\n".join(loading_lines(name))
+    table = "\n".join(f"| {measured_on} | {accuracy:.2%} |" for measured_on, accuracy in measured.items())
+    text = f"""---
+{card_data.to_yaml()}
+---
+
+# {name.rpartition("/")[2]}
+
+An image classifier of {len(data.label_names)} classes, trained by `examples/train_image_classification.py` on
+{data.name}.
+
+| measured | accuracy |
+|---|---|
+{table}
+
+![Predictions, errors and attention](predictions.png)
+
+## Use
+
+```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+{load}
+```
+
+`trust_remote_code=True` runs the Python files that lie beside the weights. Read them first, and pin the version that
+you have read with `revision="<commit>"`.
+"""
+    ModelCard(text).save(output_dir / "README.md")
+
+
+def loading_lines(checkpoint: str) -> tuple[str, str]:
+    """The two lines of Python that load a trained model and its processor."""
+    return (
+        f'model = AutoModelForImageClassification.from_pretrained("{checkpoint}", trust_remote_code=True)',
+        f'processor = AutoImageProcessor.from_pretrained("{checkpoint}", trust_remote_code=True)',
+    )

@@ -1,0 +1,291 @@
+"""Attention along one axis of an N-dimensional token grid.
+
+Shapes: B batch, *G grid axes slow to fast, N heads, D head_dim, L length of the attended axis,
+P product of B and the axes before it, S product of the axes after it.
+
+How this differs from the seed (`axial_attention` 0.6.1): lines are folded by views instead of permuted copies, every
+call goes through a fused kernel, masks, causality and dropout exist, and a grid of more lines than a CUDA kernel
+accepts is split.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_axial import AxialConfig
+from .position_embeddings import apply_rotary
+
+# CUDA attention kernels put batch and heads on grid dimensions that end at 65,535 (pytorch #142228, #146704).
+MAX_LINES = 65_535
+
+
+def fold_lines_into_heads(states: torch.Tensor, axis: int) -> torch.Tensor:
+    """(B, *G, N, D) -> (P, S·N, L, D), a view of a contiguous tensor: axes after `axis` become heads."""
+    return states.flatten(0, axis).flatten(2, -2).transpose(1, 2)
+
+
+def fold_lines_into_batch(states: torch.Tensor, axis: int) -> torch.Tensor:
+    """(B, *G, N, D) -> (P·S, N, L, D), lines ordered as the remaining axes, slow to fast."""
+    return states.movedim(axis + 1, -3).flatten(0, -4).transpose(1, 2)
+
+
+def eager_attention_forward(
+    module: nn.Module | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(Q·Kᵀ·scaling)·V in plain steps; transformers' attention interface.
+
+    Args:
+        query, key, value: (batch, heads, length, head_dim).
+        attention_mask: boolean, True = may be attended, broadcastable to (batch, heads, queries, keys). A query
+            without any key gives zeros and finite gradients.
+
+    Returns:
+        The output (batch, queries, heads, head_dim) and the weights (batch, heads, queries, keys).
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query @ key.transpose(-1, -2) * scaling
+    if is_causal:
+        causal_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        attention_mask = causal_mask if attention_mask is None else attention_mask & causal_mask
+    if attention_mask is not None:
+        # The lowest finite score and not -inf, whose softmax over a fully masked line has NaN gradients.
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    if attention_mask is not None:
+        weights = weights.masked_fill(~attention_mask, 0.0)
+    weights = nn.functional.dropout(weights, dropout)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def fused_attention_forward(
+    module: nn.Module | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """PyTorch's fused attention: transformers' "sdpa", which refuses empty batches, without its other cases."""
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
+    )
+    return output.transpose(1, 2), None
+
+
+def axial_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    axis: int,
+    *,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    attention_interface: Callable | None = None,
+    module: nn.Module | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Multi-head attention along one grid axis; every line along that axis is an independent sequence.
+
+    For each line: softmax(Q·Kᵀ·scaling)·V, so each cell reads the cells that differ from it in coordinate `axis` only
+    (Ho et al. 2019, arXiv 1912.12180).
+
+    Args:
+        query: (B, *G, N, D), any number of grid axes.
+        key, value: as `query`, but the length along `axis` may differ, and the head_dim of `value` too.
+        axis: the grid axis to attend along, counted from 0 (slowest); negative values are refused.
+        mask: boolean over the keys, broadcastable to (B, *G of key); True = may be attended. A line without any
+            such key gives zeros.
+        is_causal: position t attends to positions <= t; query and key then have the same length.
+        dropout: probability of dropping an attention weight; applied as given, so pass 0.0 outside training.
+        scaling: factor of the scores, D ** -0.5 by default.
+        attention_interface: a function of transformers' `AttentionInterface`; PyTorch's fused attention by default.
+        module: handed to the interface as its first argument.
+
+    Returns:
+        The output, shaped as `query` with the head_dim of `value`, and the attention weights (B·lines, N, L, L) where
+        the interface gives them (lines ordered as the remaining axes, slow to fast), else None.
+
+    Raises:
+        ValueError: for shapes, an axis or a mask that do not fit together.
+    """
+    _check_arguments(query, key, value, axis, mask, is_causal)
+    # Scaled-dot-product attention takes 4-D only: 5-D operands give wrong results when compiled for CPU, and cannot be
+    # exported. Heads are independent, so the fused kernel may take lines as heads, which needs no copy; any other
+    # interface may count on real heads (biases, maps), and gets lines as batch.
+    if attention_interface in (None, sdpa_attention_forward):
+        attention_interface = fused_attention_forward
+    fold = fold_lines_into_heads if attention_interface is fused_attention_forward else fold_lines_into_batch
+    if mask is not None:
+        mask = mask.expand(key.shape[:-2])[..., None, None].expand(*key.shape[:-1], 1)
+        mask = fold(mask, axis).transpose(-1, -2)  # (P, S·N, 1, L) or (P·S, N, 1, L)
+        if is_causal:
+            length = key.shape[axis + 1]
+            mask = mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+            is_causal = False
+    output, weights = _attend_in_pieces(
+        attention_interface,
+        module,
+        fold(query, axis),
+        fold(key, axis),
+        fold(value, axis),
+        mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+    )
+    if fold is fold_lines_into_heads:
+        return output.reshape(*query.shape[:-1], value.shape[-1]), weights
+    lines_shape = query.movedim(axis + 1, -3).shape
+    return output.reshape(*lines_shape[:-1], value.shape[-1]).movedim(-3, axis + 1), weights
+
+
+def _attend_in_pieces(interface, module, query, key, value, mask, **options):
+    """One call of the interface, or several where batch or heads exceed what a CUDA kernel launches."""
+    # An exported graph keeps its sizes open, and a comparison would close them.
+    for dim in () if torch.compiler.is_exporting() else (0, 1):
+        if query.shape[dim] > MAX_LINES:
+            masks = [None] * -(-query.shape[dim] // MAX_LINES) if mask is None else mask.split(MAX_LINES, dim)
+            pieces = zip(*(states.split(MAX_LINES, dim) for states in (query, key, value)), masks, strict=True)
+            outputs, weights = zip(
+                *(_attend_in_pieces(interface, module, *piece, **options) for piece in pieces), strict=True
+            )
+            # Interfaces return (batch, length, heads, head_dim).
+            return torch.cat(outputs, 2 * dim), None if weights[0] is None else torch.cat(weights, dim)
+    return interface(module, query, key, value, mask, **options)
+
+
+def _check_arguments(query, key, value, axis, mask, is_causal) -> None:
+    num_axes = query.dim() - 3
+    if num_axes < 1:
+        raise ValueError(f"query must be (batch, *grid, heads, head_dim) with at least 1 axis, got {_shape(query)}.")
+    if not 0 <= axis < num_axes:
+        raise ValueError(f"axis counts the grid axes from 0 to {num_axes - 1}, got {axis}.")
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(f"key and value must agree but for head_dim, got {_shape(key)} and {_shape(value)}.")
+    if key.dim() != query.dim() or any(
+        ours != theirs for dim, (ours, theirs) in enumerate(zip(query.shape, key.shape, strict=True)) if dim != axis + 1
+    ):
+        raise ValueError(f"query and key must agree but for axis {axis}, got {_shape(query)} and {_shape(key)}.")
+    if is_causal and query.shape[axis + 1] != key.shape[axis + 1]:
+        raise ValueError(f"is_causal needs equally long query and key, got {_shape(query)} and {_shape(key)}.")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be boolean (True = may be attended), got {mask.dtype}.")
+        if mask.dim() > key.dim() - 2 or any(
+            ours not in (1, theirs)
+            for ours, theirs in zip(reversed(mask.shape), reversed(key.shape[:-2]), strict=False)
+        ):
+            raise ValueError(f"mask {_shape(mask)} must broadcast over the keys (batch, *grid) of {_shape(key)}.")
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+class AxialAttentionCore(nn.Module):
+    """The parameter-free part of attention along one axis. Returns (output, attention weights or None).
+
+    It calls the backend chosen by `attn_implementation`. Where that backend gives no weights and `output_attentions`
+    asks for them, eager attention takes over for this call. Forward hooks for attention maps hang here.
+    """
+
+    def __init__(self, config: AxialConfig, axis: int):
+        super().__init__()
+        self.config = config
+        self.axis = axis
+        self.attention_dropout = config.attention_probs_dropout_prob
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # A layer that no PreTrainedModel holds has no implementation chosen.
+        implementation = self.config._attn_implementation or "sdpa"
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if output_attentions and interface is sdpa_attention_forward:
+            interface = eager_attention_forward
+        output, weights = self._attend(query, key, value, mask, interface)
+        if output_attentions and weights is None:
+            output, weights = self._attend(query, key, value, mask, eager_attention_forward)
+        return output, weights if output_attentions else None
+
+    def _attend(self, query, key, value, mask, interface):
+        return axial_attention(
+            query,
+            key,
+            value,
+            self.axis,
+            mask=mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            attention_interface=interface,
+            module=self,
+        )
+
+
+class AxialCrossAttention(nn.Module):
+    """Multi-head attention along one grid axis, from one grid to another whose length along that axis may differ."""
+
+    def __init__(self, config: AxialConfig, axis: int):
+        super().__init__()
+        self.axis = axis
+        self.head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
+        inner_size = config.num_attention_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.core = AxialAttentionCore(config, axis)
+        self.o_proj = nn.Linear(inner_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        rotations: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None,
+        output_attentions: bool = False,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: (B, *G, hidden_size), what reads. Broadcast where it has length 1 beside the axis.
+            key_value_states: (B, *G, hidden_size), what is read, of another length along the axis or the same.
+            mask: boolean over `key_value_states`, broadcastable to (B, *G); False cells are read by nobody.
+            rotations: (cos, sin) of the rotary positions along each axis, as `RotaryPositionEmbedding` gives them.
+        """
+        split_heads = (-1, self.head_dim)  # -1: tensor parallelism shards the heads
+        batch_and_grid = list(key_value_states.shape[:-1])
+        batch_and_grid[self.axis + 1] = hidden_states.shape[self.axis + 1]
+        query = self.q_proj(hidden_states).unflatten(-1, split_heads).expand(*batch_and_grid, -1, -1)
+        key = self.k_proj(key_value_states).unflatten(-1, split_heads)
+        value = self.v_proj(key_value_states).unflatten(-1, split_heads)
+        if rotations is not None:
+            query = apply_rotary(query, *rotations[self.axis], self.axis)
+            key = apply_rotary(key, *rotations[self.axis], self.axis)
+        output, _ = self.core(query, key, value, mask, output_attentions=output_attentions)
+        return self.o_proj(output.flatten(-2))
+
+
+class AxialSelfAttention(AxialCrossAttention):
+    """Multi-head self-attention along one grid axis: (B, *G, hidden_size) -> (B, *G, hidden_size)."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """`mask`, `rotations` and `output_attentions` as in `AxialCrossAttention`."""
+        return super().forward(hidden_states, hidden_states, **kwargs)

@@ -1,0 +1,100 @@
+"""One layer of the trunk as a pair of residual functions: f = attention along the axes, g = feed-forward.
+
+Both include their normalisation in front and their dropout behind; the executor adds the residuals.
+"""
+
+from functools import reduce
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import AxialSelfAttention
+from .configuration_axial import AxialConfig
+from .feed_forward import FEED_FORWARD_CLASSES
+from .set_attention import InducedAxialAttention
+
+
+def make_axes(config: AxialConfig) -> nn.ModuleList:
+    """What mixes each axis: induced set attention where the axis has inducing points, full attention elsewhere."""
+    return nn.ModuleList(
+        AxialSelfAttention(config, axis) if points is None else InducedAxialAttention(config, axis)
+        for axis, points in enumerate(config.inducing_points)
+    )
+
+
+class SummedAxialAttention(nn.Module):
+    """f(h) = Σ_a Attention_a(norm(h)): all axes read the same input, a cell reaches its cross."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.axes = make_axes(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        normalised = self.norm(hidden_states)
+        return reduce(torch.add, (self.dropout(attention(normalised, **kwargs)) for attention in self.axes))
+
+
+class SequentialAxialAttention(nn.Module):
+    """f(h) = Σ_a u_a with u_a = Attention_a(norm_a(h + u_0 + ... + u_{a-1})).
+
+    Each axis reads what the axes before it wrote, so a cell reaches the full grid. The residual sum inside f keeps a
+    cell's own content in view of every axis; in the seed's sequential mode each sees only the output of the last.
+    """
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(config.num_axes)
+        )
+        self.axes = make_axes(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        updates = []
+        for norm, attention in zip(self.norms, self.axes, strict=True):
+            updates.append(self.dropout(attention(norm(hidden_states), **kwargs)))
+            hidden_states = hidden_states + updates[-1]
+        return reduce(torch.add, updates)
+
+
+ATTENTION_CLASSES = {"sum": SummedAxialAttention, "sequential": SequentialAxialAttention}
+
+
+class AxialFeedForward(nn.Module):
+    """g(h) = dropout(feed_forward(norm(h)))."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.net = FEED_FORWARD_CLASSES[config.feed_forward](config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.net(self.norm(hidden_states)))
+
+
+class AxialLayer(GradientCheckpointingLayer):
+    """Runs its pair (f, g) on the residual streams through an executor of `reversible.py`."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.attention = ATTENTION_CLASSES[config.attention_mode](config)
+        self.feed_forward = AxialFeedForward(config)
+
+    def forward(self, *streams: torch.Tensor, executor, output_hidden_states: bool = False, **kwargs):
+        """One stream (B, *grid, hidden_size): returns the new stream.
+
+        Two streams: returns (mean of the new streams or None, the two new streams). The mean stands first because
+        that is where transformers records hidden states, and is only computed when they are asked for.
+        """
+
+        def attention(hidden_states: torch.Tensor) -> torch.Tensor:
+            return self.attention(hidden_states, **kwargs)
+
+        streams = executor.couple(attention, self.feed_forward, *streams)
+        if len(streams) == 1:
+            return streams[0]
+        return executor.leave(*streams) if output_hidden_states else None, *streams

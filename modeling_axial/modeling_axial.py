@@ -1,0 +1,179 @@
+"""AxialModel: pixels to a grid of features, through layers of attention along one axis at a time."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import AxialAttentionCore
+from .axial_layer import AxialLayer
+from .configuration_axial import AxialConfig
+from .patch_embeddings import AxialPatchEmbeddings
+from .position_embeddings import LearnedPositionEmbedding, RotaryPositionEmbedding
+from .remote_code import CodeCarryingModel
+from .reversible import OneStream, RebuiltTwoStream, TwoStream
+from .set_attention import AttentionPooling, InducedAxialAttention
+
+logger = logging.get_logger(__name__)
+
+# Every class that a checkpoint of this model type opens with, and the file that defines it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_axial.AxialConfig",
+    "AutoModel": "modeling_axial.AxialModel",
+    "AutoModelForImageClassification": "modeling_axial_heads.AxialForImageClassification",
+}
+
+
+def _files_that_travel():
+    """Never called. transformers finds the files that a checkpoint needs by scanning for relative imports, and these
+    are needed by AUTO_MAP without being imported by this file."""
+    from .image_processing_axial import AxialImageProcessor
+    from .modeling_axial_heads import AxialForImageClassification
+
+    return AxialImageProcessor, AxialForImageClassification
+
+
+class AxialEmbeddings(nn.Module):
+    """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size)."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.patch_embeddings = AxialPatchEmbeddings(config)
+        learned = config.position_embedding == "learned"
+        self.position_embeddings = LearnedPositionEmbedding(config) if learned else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.position_embeddings(self.patch_embeddings(pixel_values)))
+
+
+class MeanPooling(nn.Module):
+    """The mean over the grid: (B, *grid, hidden_size) -> (B, hidden_size)."""
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`mask`: boolean (B, *grid), False cells do not count; zeros where none does."""
+        cells = hidden_states.flatten(1, -2)
+        if mask is None:
+            return cells.mean(1)
+        weights = mask.flatten(1)[..., None].to(cells.dtype)
+        return (cells * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+@auto_docstring
+class AxialPreTrainedModel(CodeCarryingModel):
+    config: AxialConfig
+    code_auto_map = AUTO_MAP
+    base_model_prefix = "axial"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AxialEmbeddings", "AxialLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": AxialLayer, "attentions": AxialAttentionCore}
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LearnedPositionEmbedding):
+            for table in module.parameters(recurse=False):
+                init.trunc_normal_(table, std=self.config.initializer_range)
+        elif isinstance(module, InducedAxialAttention):
+            init.trunc_normal_(module.points, std=self.config.initializer_range)
+        elif isinstance(module, AttentionPooling):
+            init.trunc_normal_(module.seeds, std=self.config.initializer_range)
+
+
+@auto_docstring(custom_intro="The axial trunk: features of every cell of the grid, and their mean.")
+class AxialModel(AxialPreTrainedModel):
+    def __init__(self, config: AxialConfig):
+        r"""
+        With `reversible=True` training rebuilds activations instead of storing them. `model.executor_class = TwoStream`
+        stores them at run time: the same numbers, faster, for memory that grows with depth.
+        """
+        super().__init__(config)
+        self.executor_class = RebuiltTwoStream if config.reversible else OneStream
+        self.embeddings = AxialEmbeddings(config)
+        rotary = config.position_embedding == "rotary"
+        self.rotary_embedding = RotaryPositionEmbedding(config) if rotary else None
+        self.layers = nn.ModuleList(AxialLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = AttentionPooling(config) if config.pooling == "attention" else MeanPooling()
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+            One picture, clip or volume each; any size that `patch_size` divides.
+        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+            True (or 1) for cells to use, False for padding, which no attention reads and no mean counts.
+
+        Returns `last_hidden_state` `(batch_size, *grid, hidden_size)` and `pooler_output` `(batch_size, hidden_size)`,
+        its mean over the grid (or what `pooling="attention"` makes of it).
+
+        With `output_hidden_states`, `num_hidden_layers + 1` grids: after the embeddings, then after each layer (the
+        mean of the two streams where there are two). With `output_attentions`, one map
+        `(batch_size · lines, num_attention_heads, length, length)` for each layer and axis, layer by layer and axes
+        slow to fast, lines ordered as the remaining axes, slow to fast; an axis with inducing points gives two, what
+        the points read and what the cells read from them.
+        """
+        hidden_states = self.embeddings(pixel_values)
+        if torch.is_autocast_enabled(hidden_states.device.type):
+            hidden_states = hidden_states.float()  # residual streams keep full precision
+        rotations = None if self.rotary_embedding is None else self.rotary_embedding(hidden_states)
+        mask = None if attention_mask is None else _grid_mask(attention_mask, hidden_states)
+        output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
+
+        executor = self._make_executor()
+        streams = executor.enter(hidden_states)
+        for layer in self.layers:
+            output = layer(
+                *streams,
+                executor=executor,
+                output_hidden_states=bool(output_hidden_states),
+                mask=mask,
+                rotations=rotations,
+                output_attentions=bool(output_attentions),
+            )
+            streams = output[1:] if isinstance(output, tuple) else (output,)
+
+        last_hidden_state = self.norm(executor.leave(*streams))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state, pooler_output=self.pooler(last_hidden_state, mask)
+        )
+
+    def _make_executor(self) -> OneStream | TwoStream:
+        if self.executor_class is RebuiltTwoStream and self.is_gradient_checkpointing and self.training:
+            logger.warning_once(
+                "Gradient checkpointing stores the streams between all layers. Without it a reversible model rebuilds "
+                "them and needs less memory."
+            )
+            return TwoStream()
+        return self.executor_class()
+
+
+def _grid_mask(attention_mask: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The boolean mask (B, *grid) of the cells to use."""
+    mask_shape, batch_and_grid = tuple(attention_mask.shape), tuple(hidden_states.shape[:-1])
+    if len(mask_shape) != len(batch_and_grid) or any(
+        ours not in (1, theirs) for ours, theirs in zip(mask_shape, batch_and_grid, strict=True)
+    ):
+        raise ValueError(
+            f"attention_mask has shape {mask_shape}, but must broadcast to (batch, *grid) {batch_and_grid}."
+        )
+    return attention_mask.bool().expand(batch_and_grid)

@@ -1,0 +1,45 @@
+"""Task heads on AxialModel."""
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_axial import AxialConfig
+from .modeling_axial import AxialModel, AxialPreTrainedModel
+
+
+@auto_docstring(custom_intro="Class logits: a linear classifier on the pooled grid of the axial trunk.")
+class AxialForImageClassification(AxialPreTrainedModel):
+    def __init__(self, config: AxialConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.axial = AxialModel(config)
+        self.classifier = nn.Linear(config.pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+            One picture, clip or volume each; any size that `patch_size` divides.
+        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+            True (or 1) for cells to use, False for padding.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Class indices in `[0, num_labels)`: cross-entropy loss. With `num_labels == 1`: numbers, squared error.
+        """
+        outputs = self.axial(pixel_values, attention_mask=attention_mask, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )

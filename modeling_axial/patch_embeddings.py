@@ -1,0 +1,76 @@
+"""Pixels to token grid and back, for any number of axes."""
+
+import torch
+from torch import nn
+
+from .configuration_axial import AxialConfig
+
+
+def patchify(pixel_values: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
+    """Cuts (B, C, *pixels) into patches: (B, *grid, C·prod(patch_shape)).
+
+    A patch is laid out as (C, *patch_shape), as the weight of a strided convolution. Inverse: `unpatchify`.
+    """
+    for axis, patch in enumerate(patch_shape):
+        pixel_values = pixel_values.unflatten(2 + 2 * axis, (-1, patch))
+    num_axes = len(patch_shape)
+    grid_dims = range(2, 2 + 2 * num_axes, 2)
+    patch_dims = range(3, 3 + 2 * num_axes, 2)
+    return pixel_values.permute(0, *grid_dims, 1, *patch_dims).flatten(1 + num_axes)
+
+
+def unpatchify(patches: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
+    """Puts patches (B, *grid, C·prod(patch_shape)) back together: (B, C, *pixels). Inverse of `patchify`."""
+    num_axes = len(patch_shape)
+    patches = patches.unflatten(-1, (-1, *patch_shape))  # (B, *grid, C, *patch_shape)
+    interleaved = [dim for axis in range(num_axes) for dim in (1 + axis, 2 + num_axes + axis)]
+    pixels = patches.permute(0, 1 + num_axes, *interleaved)
+    for axis in range(num_axes):
+        pixels = pixels.flatten(2 + axis, 3 + axis)
+    return pixels
+
+
+class AxialPatchEmbeddings(nn.Module):
+    """Projects each patch of pixels to a token: (B, C, *pixels) -> (B, *grid, hidden_size).
+
+    Any size that the patch divides is accepted. The weight, seen as (hidden_size, C, *patch_shape), is that of the
+    strided convolution that other vision transformers use.
+    """
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_shape = config.patch_shape
+        pixels_per_patch = torch.Size(config.patch_shape).numel()
+        self.projection = nn.Linear(config.num_channels * pixels_per_patch, config.hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Raises:
+            ValueError: for a wrong rank, number of channels, integer pixels, or a size that the patch does not divide.
+        """
+        self._check_pixels(pixel_values)
+        return self.projection(patchify(pixel_values.to(self.projection.weight.dtype), self.patch_shape))
+
+    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        shape = tuple(pixel_values.shape)
+        if pixel_values.dim() != 2 + len(self.patch_shape):
+            raise ValueError(
+                f"pixel_values must be (batch, channels, *pixels) with {len(self.patch_shape)} axes, as the patch "
+                f"{self.patch_shape} has; got shape {shape}."
+            )
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values must have num_channels={self.num_channels} channels at dim 1, got shape {shape}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floating point, got {pixel_values.dtype}: scale and normalise the pixels first, "
+                "as AxialImageProcessor does."
+            )
+        for axis, (pixels, patch) in enumerate(zip(pixel_values.shape[2:], self.patch_shape, strict=True)):
+            if pixels == 0 or pixels % patch:
+                raise ValueError(
+                    f"pixel_values have {pixels} pixels along axis {axis}, which must be a positive multiple of the "
+                    f"patch, {patch}: resize or pad (shape {shape}, patch {self.patch_shape})."
+                )

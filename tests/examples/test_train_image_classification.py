@@ -1,0 +1,393 @@
+"""The training script, run as a program: what it leaves behind, that a kill costs nothing, and its errors."""
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
+from PIL import Image
+from safetensors.torch import load_file
+
+from examples import train_image_classification
+from modeling_axial.training import MetricsLog, checkpoints, read_metrics
+from tests.conftest import ROOT
+
+SCRIPT = ROOT / "examples" / "train_image_classification.py"
+
+# Runs are forked from a server process that has imported the libraries, which otherwise takes most of their time.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["modeling_axial.training", "torchmetrics.classification", "matplotlib.figure", "sklearn.linear_model"]
+)
+
+
+def train(*arguments, kill_at=None):
+    """Runs the script to its end, or until SIGKILL at `kill_at=(moment, step)`. (exit code, all that it printed)"""
+    with tempfile.NamedTemporaryFile() as output:  # no pipe: workers that outlive a killed run would keep it open
+        process = CONTEXT.Process(target=train_here, args=(list(map(str, arguments)), kill_at, output.name))
+        process.start()
+        process.join()
+        return process.exitcode, output.read().decode()
+
+
+def train_here(arguments, kill_at, output):
+    multiprocessing.set_start_method("fork", force=True)  # for workers, as in a run from the command line
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if kill_at is not None:
+        set_trap(*kill_at)
+    sys.path.insert(0, str(SCRIPT.parent))
+    sys.argv = [str(SCRIPT), *arguments]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def set_trap(moment, step):
+    """Lets the process kill itself at a moment of a step that no signal from outside would hit for certain."""
+    write, commit = MetricsLog.write, checkpoints.commit_checkpoint
+
+    def write_and_die(self, at_step, **values):
+        write(self, at_step, **values)
+        if at_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def commit_and_die(staged, at_step, total_limit):
+        if at_step == step and moment == "state written":
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(staged, at_step, total_limit)
+        if at_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment == "line written":
+        MetricsLog.write = write_and_die
+    else:
+        checkpoints.commit_checkpoint = commit_and_die
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Two small configurations, and pictures of three classes: 20 to learn from and 7 to measure on."""
+    folder = tmp_path_factory.mktemp("inputs")
+    small = {"model_type": "axial", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    configs = {
+        "digits": {**small, "image_size": 28, "patch_size": 7, "num_channels": 1},
+        "pictures": {**small, "image_size": [6, 10], "patch_size": [2, 5]},
+    }
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    draw = np.random.default_rng(0)
+    for part, counts in {"train": (9, 6, 5), "validation": (3, 3, 1)}.items():
+        for name, count in zip(("blue", "green", "red"), counts, strict=True):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                picture = draw.integers(0, 256, (7, 11, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+def digits_arguments(inputs, output_dir):
+    arguments = {
+        "dataset_name": "digits",
+        "config_name": inputs / "digits.json",
+        "output_dir": output_dir,
+        "max_train_steps": 12,
+        "per_device_train_batch_size": 16,
+        "num_warmup_steps": 3,
+        "augment_shift": 0.1,
+        "augment_rotation": 10,
+        "logging_steps": 1,
+        "checkpointing_steps": 3,
+        "seed": 7,
+    }
+    return [f"--{name}={value}" for name, value in arguments.items()]
+
+
+def pictures_arguments(inputs, output_dir):
+    """4 steps an epoch, the last of 2 pictures instead of 6."""
+    arguments = {
+        "train_dir": inputs / "train",
+        "validation_dir": inputs / "validation",
+        "config_name": inputs / "pictures.json",
+        "output_dir": output_dir,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "dataloader_num_workers": 2,
+        "augment_scale": 0.2,
+        "augment_shear": 10,
+        "logging_steps": 1,
+        "checkpointing_steps": 3,
+    }
+    return [f"--{name}={value}" for name, value in arguments.items()]
+
+
+ARGUMENTS = {"digits": digits_arguments, "pictures": pictures_arguments}
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs, tmp_path_factory):
+    """name of the data -> (folder, printed text) of a run from beginning to end."""
+    runs = {}
+    for name, arguments in ARGUMENTS.items():
+        folder = tmp_path_factory.mktemp(name) / "run"
+        exit_code, printed = train(*arguments(inputs, folder))
+        assert exit_code == 0, printed
+        runs[name] = folder, printed
+    return runs
+
+
+def assert_same_run(folder, reference):
+    """Every logged number and every weight, those of the optimizer included, to the last bit."""
+    assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    weights, expected = (load_file(path / "model.safetensors") for path in (folder, reference))
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
+    states = [torch.load(path / "checkpoint-12" / "optimizer.bin", weights_only=True) for path in (folder, reference)]
+    assert str(states[0]) == str(states[1])
+    moments = [[moment for state in states[i]["state"].values() for moment in state.values()] for i in (0, 1)]
+    assert len(moments[0]) > 30 and all(torch.equal(*pair) for pair in zip(*moments, strict=True))
+
+
+# What a run leaves behind
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_metrics_and_checkpoints(unbroken, name):
+    folder, _ = unbroken[name]
+    lines = read_metrics(folder / "metrics.jsonl")
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == list(range(1, 13))
+    assert all(0 < line["loss"] < 10 and line["grad_norm"] > 0 for line in losses)
+    evaluations = [(line["step"], line["epoch"]) for line in lines if "accuracy" in line]
+    assert evaluations == ([(12, 0)] if name == "digits" else [(4, 1), (8, 2), (12, 3)])
+    assert sorted(path.name for path in folder.glob("*checkpoint*")) == ["checkpoint-12", "checkpoint-9"]
+    learning_rates = [line["learning_rate"] for line in losses]
+    if name == "digits":
+        assert learning_rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert learning_rates[-1] == 0
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_stranger_opens_the_result(unbroken, inputs, run_python, tmp_path, name):
+    folder, printed = unbroken[name]
+    shutil.copytree(folder, tmp_path / "moved", ignore=shutil.ignore_patterns("checkpoint-*"))
+    *_, model_line, processor_line = printed.splitlines()
+    code = "import json, sys\nimport numpy as np\nfrom transformers import AutoImageProcessor\n"
+    code += "from transformers import AutoModelForImageClassification\n"
+    code += "\n".join((model_line, processor_line)).replace(str(folder), str(tmp_path / "moved"))
+    code += """
+pixel_values = processor(np.zeros((9, 9, 3), np.uint8), return_tensors="pt")["pixel_values"]
+logits = model.eval()(pixel_values).logits
+print(json.dumps([list(pixel_values.shape), list(logits.shape), model.config.id2label]))
+"""
+    shape, logits_shape, id2label = json.loads(run_python(code).stdout.splitlines()[-1])
+    names = [str(digit) for digit in range(10)] if name == "digits" else ["blue", "green", "red"]
+    assert list(id2label.values()) == names and logits_shape == [1, len(names)]
+    assert shape == ([1, 1, 28, 28] if name == "digits" else [1, 3, 6, 10])
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_model_card_and_picture(unbroken, name):
+    folder, _ = unbroken[name]
+    card = ModelCard.load(folder / "README.md")
+    measured = [line["accuracy"] for line in read_metrics(folder / "metrics.jsonl") if "accuracy" in line][-1]
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", pytest.approx(measured, abs=1e-6))
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-classification")
+    assert f"| {measured:.2%} |" in card.text and "trust_remote_code=True" in card.text
+    with Image.open(folder / "predictions.png") as picture:
+        assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(2**24)) > 100
+
+
+def test_digits_are_compared_with_baselines(unbroken):
+    _, printed = unbroken["digits"]
+    shares = {name: float(share) for share, name in re.findall(r"^ *([\d.]+)%  (.*)$", printed, re.MULTILINE)}
+    assert shares["3 nearest neighbours"] == 94.7 and shares["logistic regression"] == 90.8
+    assert len(shares) == 4 and "kept out of training" in printed and "attention set to zero" in printed
+
+
+# A kill costs nothing
+
+
+@pytest.mark.parametrize(
+    "name, kills",
+    [
+        ("digits", [("line written", 2), ("state written", 3), ("line written", 5), ("state written", 9)]),
+        (
+            "pictures",
+            [
+                ("checkpoint named", 3),
+                ("line written", 4),  # of the loss: the accuracy of the epoch is still to come
+                ("line written", 7),
+                ("state written", 12),
+                ("checkpoint named", 12),  # only the results are missing
+            ],
+        ),
+    ],
+)
+def test_killed_again_and_again_and_resumed(unbroken, inputs, tmp_path, name, kills):
+    folder = tmp_path / "run"
+    arguments = [*ARGUMENTS[name](inputs, folder), "--resume_from_checkpoint", "latest"]
+    saved = 0
+    for moment, step in kills:
+        exit_code, printed = train(*arguments, kill_at=(moment, step))
+        assert exit_code == -signal.SIGKILL, printed
+        assert ("starting from zero" if saved == 0 else f"Resuming from {folder}/checkpoint-{saved}.") in printed
+        saved = step if moment == "checkpoint named" else (step - 1) // 3 * 3
+    exit_code, printed = train(*arguments)
+    assert exit_code == 0, printed
+    assert f"Resuming from {folder}/checkpoint-{saved}." in printed
+    assert_same_run(folder, unbroken[name][0])
+    assert not list(folder.glob("unfinished-*"))
+
+
+def test_killed_from_outside_and_resumed(unbroken, inputs, tmp_path):
+    """Signals from outside hit wherever they hit; the command line is that of a user."""
+    folder = tmp_path / "run"
+    command = [sys.executable, SCRIPT, *digits_arguments(inputs, folder), "--resume_from_checkpoint", "latest"]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(folder.glob("checkpoint-*")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert not (folder / "model.safetensors").exists()
+    resumed = subprocess.run(command, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Resuming from {folder}/checkpoint-" in resumed.stdout
+    assert_same_run(folder, unbroken["digits"][0])
+
+
+def test_a_finished_run_only_reports_again(unbroken, inputs, tmp_path):
+    folder = shutil.copytree(unbroken["pictures"][0], tmp_path / "run")
+    (folder / "predictions.png").unlink()
+    exit_code, printed = train(*pictures_arguments(inputs, folder), "--resume_from_checkpoint=latest")
+    assert exit_code == 0 and f"Resuming from {folder}/checkpoint-12." in printed
+    assert_same_run(folder, unbroken["pictures"][0])
+    assert (folder / "predictions.png").exists()
+
+
+def test_a_damaged_checkpoint_is_stepped_over(unbroken, inputs, tmp_path):
+    folder = shutil.copytree(unbroken["pictures"][0], tmp_path / "run")
+    os.truncate(folder / "checkpoint-12" / "optimizer.bin", 1000)
+    exit_code, printed = train(*pictures_arguments(inputs, folder), "--resume_from_checkpoint=latest")
+    assert exit_code == 0, printed
+    assert "'optimizer.bin' is changed. Falling back" in printed
+    assert f"Resuming from {folder}/checkpoint-9." in printed
+    assert_same_run(folder, unbroken["pictures"][0])
+
+
+# Other starts
+
+
+def test_fine_tuning_with_other_classes(unbroken, inputs, tmp_path):
+    arguments = [
+        *(argument for argument in pictures_arguments(inputs, tmp_path / "run") if "config_name" not in argument),
+        f"--model_name_or_path={unbroken['digits'][0]}",
+        "--max_train_steps=1",
+    ]
+    exit_code, printed = train(*arguments)
+    assert exit_code != 0 and "ignore_mismatched_sizes" in printed
+    exit_code, printed = train(*arguments, "--ignore_mismatched_sizes")
+    assert exit_code == 0, printed
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["blue", "green", "red"] and config["image_size"] == 28
+
+
+def test_a_recipe_and_bf16(inputs, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"config_name: {inputs / 'pictures.json'}\nnum_train_epochs: 1\nmixed_precision: bf16\n")
+    arguments = [
+        a for a in pictures_arguments(inputs, tmp_path / "run") if "config_name" not in a and "epochs" not in a
+    ]
+    exit_code, printed = train(recipe, *arguments)
+    assert exit_code == 0, printed
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 4]
+
+
+def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
+    calls = {}
+
+    class Api:
+        def __init__(self, token):
+            calls["token"] = token
+
+        def create_repo(self, repo_id, exist_ok):
+            return SimpleNamespace(repo_id=f"user/{repo_id}")
+
+        def upload_folder(self, **arguments):
+            calls.update(arguments)
+
+    folder = unbroken["pictures"][0]
+    monkeypatch.setattr(train_image_classification, "HfApi", Api)
+    train_image_classification.push_to_hub(folder, None, "secret")
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    uploaded = set(filter_repo_objects(files, ignore_patterns=calls["ignore_patterns"]))
+    assert (calls["token"], calls["repo_id"], calls["folder_path"]) == ("secret", "user/run", folder)
+    assert {"model.safetensors", "config.json", "README.md", "predictions.png", "metrics.jsonl"} <= uploaded
+    assert not [name for name in uploaded if "checkpoint-" in name or name == ".lock"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "additional, message",
+    [
+        (["--resume_from_checkpoint={}/checkpoint-5"], "checkpoint-5 is not there, or no folder"),
+        (["--dataset_name=digits"], "give either --dataset_name, or --train_dir and --validation_dir"),
+        (["--model_name_or_path={}"], "give either --model_name_or_path (a trained model) or --config_name"),
+        (["--config_name=no_such_preset"], "no_such_preset"),
+        (["--checkpointing_steps=often"], "checkpointing_steps must be `epoch` or at least 1, got 'often'"),
+        (["--checkpointing_steps=0"], "checkpointing_steps must be `epoch` or at least 1, got '0'"),
+        (["--logging_steps=0"], "logging_steps must be at least 1, got 0"),
+        (["--num_train_epochs=-1"], "num_train_epochs must be at least 1, got -1"),
+        (["--config_name=axial_volume_small"], "axial_volume_small has 3 axes; a model of pictures has 2"),
+        (["--lr_scheduler_type=wild"], "wild is not a valid SchedulerType"),
+        (["--learning_rat=1"], "unknown arguments: --learning_rat=1"),
+        (["--validation_dir={}"], "is empty; it must hold one folder of pictures for each class"),
+        (["--augment_scale=1"], "scale must be in [0, 1), got 1.0"),
+        (["--with_tracking", "--report_to=tensorboard"], "tensorboard"),
+    ],
+)
+def test_wrong_arguments_are_named(inputs, tmp_path, additional, message):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    additional = [argument.format(empty) for argument in additional]
+    exit_code, printed = train(*pictures_arguments(inputs, tmp_path / "run"), *additional)
+    assert exit_code in (1, 2) and message in printed, printed
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_another_run_in_the_same_folder_is_refused(unbroken, inputs, tmp_path):
+    folder = shutil.copytree(unbroken["pictures"][0], tmp_path / "run")
+    exit_code, printed = train(*pictures_arguments(inputs, folder))
+    assert exit_code == 1 and "already holds checkpoint-9, checkpoint-12 of another run" in printed
+    exit_code, printed = train(
+        *pictures_arguments(inputs, folder), "--resume_from_checkpoint=latest", "--learning_rate=0.5"
+    )
+    assert exit_code == 1 and "made with learning_rate=0.001, this run has learning_rate=0.5" in printed
+    assert_same_run(folder, unbroken["pictures"][0])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoints(inputs, tmp_path):
+    arguments = [*pictures_arguments(inputs, tmp_path / "run"), "--checkpointing_steps=1", "--learning_rate=1e30"]
+    exit_code, printed = train(*arguments)
+    assert exit_code == 1 and re.search(
+        r"the loss of step \d is (nan|inf); the checkpoints before it are kept", printed
+    )
+    newest = checkpoints.newest_valid_checkpoint(tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())

@@ -1,0 +1,306 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AttentionInterface
+
+from modeling_axial import attention as attention_module
+from modeling_axial.attention import AxialSelfAttention, axial_attention, eager_attention_forward
+from modeling_axial.axial_layer import ATTENTION_CLASSES
+from modeling_axial.configuration_axial import AxialConfig
+from modeling_axial.testing import receptive_field
+from tests.reference import reference_axial_attention
+
+BACKENDS = {"sdpa": None, "eager": eager_attention_forward}
+PRIME_GRIDS = [(7,), (5, 3), (2, 5, 3), (3, 2, 5, 7), (2, 3, 2, 5, 3)]
+
+
+def states(*shape, spread=1.0, seed=0, dtype=torch.float64):
+    return spread * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@st.composite
+def attention_cases(draw):
+    num_axes = draw(st.integers(1, 4))
+    longest = (9, 9, 5, 3)[num_axes - 1]
+    grid = draw(st.lists(st.integers(1, longest), min_size=num_axes, max_size=num_axes))
+    axis = draw(st.integers(0, num_axes - 1))
+    key_grid = list(grid)
+    is_causal = draw(st.booleans())
+    if not is_causal:
+        key_grid[axis] = draw(st.integers(1, longest))
+    return {
+        "batch": draw(st.integers(0, 2)),
+        "grid": grid,
+        "key_grid": key_grid,
+        "axis": axis,
+        "heads": draw(st.integers(1, 3)),
+        "head_dim": draw(st.integers(1, 5)),
+        "value_dim": draw(st.integers(1, 5)),
+        "is_causal": is_causal,
+        "masked": draw(st.sampled_from(["no", "full", "shared by batch", "some lines fully masked"])),
+        "layout": draw(st.sampled_from(["contiguous", "heads first", "expanded batch", "strided"])),
+        "spread": draw(st.sampled_from([0.1, 1.0, 10.0])),
+        "scaling": draw(st.sampled_from([None, 0.3])),
+        "backend": draw(st.sampled_from(sorted(BACKENDS))),
+        "seed": draw(st.integers(0, 2**16)),
+    }
+
+
+def with_layout(tensor, layout):
+    """The same numbers in another memory layout."""
+    if layout == "heads first":
+        return tensor.movedim(-2, 1).contiguous().movedim(1, -2)
+    if layout == "strided":
+        return tensor.repeat_interleave(2, dim=1)[:, ::2]
+    if layout == "expanded batch" and len(tensor):
+        return tensor[:1].expand_as(tensor)
+    return tensor
+
+
+@settings(max_examples=400)
+@given(attention_cases())
+def test_attention_equals_the_slow_reference(case):
+    def draw(grid, width, salt):
+        shape = (case["batch"], *grid, case["heads"], width)
+        return with_layout(states(*shape, spread=case["spread"], seed=case["seed"] + salt), case["layout"])
+
+    query = draw(case["grid"], case["head_dim"], 1)
+    key = draw(case["key_grid"], case["head_dim"], 2)
+    value = draw(case["key_grid"], case["value_dim"], 3)
+    mask = None
+    if case["masked"] != "no":
+        mask = states(case["batch"], *case["key_grid"], seed=case["seed"]) > -0.3
+        if case["masked"] == "shared by batch":
+            mask = mask[:1] if case["batch"] else mask
+        if case["masked"] == "some lines fully masked":
+            mask = mask & (states(case["batch"], *case["key_grid"], seed=1) > 0).all(case["axis"] + 1, keepdim=True)
+    options = {"mask": mask, "is_causal": case["is_causal"], "scaling": case["scaling"]}
+
+    output, weights = axial_attention(
+        query, key, value, case["axis"], attention_interface=BACKENDS[case["backend"]], **options
+    )
+
+    expected, expected_weights = reference_axial_attention(query, key, value, case["axis"], **options)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    if case["backend"] == "eager":
+        lines = expected_weights.reshape(weights.shape)
+        torch.testing.assert_close(weights, lines, rtol=1e-12, atol=1e-12)
+    else:
+        assert weights is None
+
+
+@pytest.mark.parametrize("planted", ["transposed axis", "missing scale"])
+def test_the_reference_catches(planted):
+    query, key, value = (states(2, 3, 5, 2, 4, seed=seed) for seed in range(3))
+    expected, _ = reference_axial_attention(query, key, value, axis=0)
+    wrong = axial_attention(
+        query, key, value, 1 if planted == "transposed axis" else 0, scaling=1.0 if planted == "missing scale" else None
+    )[0]
+    assert (wrong - expected).abs().max() > 1e-2
+
+
+def test_one_axis_equals_torch_multihead_attention():
+    config = AxialConfig(image_size=[11], patch_size=[1], hidden_size=12, num_attention_heads=3)
+    ours = AxialSelfAttention(config, axis=0).double()
+    theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.q_proj.bias, ours.k_proj.bias, ours.v_proj.bias]))
+        theirs.out_proj.weight.copy_(ours.o_proj.weight)
+        theirs.out_proj.bias.copy_(ours.o_proj.bias)
+    hidden_states, keep = states(2, 11, 12), states(2, 11, seed=5) > -0.5
+    expected, _ = theirs(hidden_states, hidden_states, hidden_states, key_padding_mask=~keep)
+    torch.testing.assert_close(ours(hidden_states, mask=keep), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("grid", PRIME_GRIDS[:4], ids=str)
+def test_gradcheck(grid, backend):
+    grid = grid if len(grid) < 4 else (2, 1, 2, 3)
+    for axis in range(len(grid)):
+        inputs = [states(2, *grid, 2, 3, seed=seed).requires_grad_() for seed in range(3)]
+        mask = states(2, *grid, seed=4) > 0  # includes lines without any key
+        torch.autograd.gradcheck(
+            lambda q, k, v, axis=axis, mask=mask: axial_attention(
+                q, k, v, axis, mask=mask, attention_interface=BACKENDS[backend]
+            )[0],
+            inputs,
+        )
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_a_fully_masked_line_gives_zeros_and_finite_gradients(backend):
+    query, key, value = (states(1, 3, 5, 2, 4, seed=seed).requires_grad_() for seed in range(3))
+    mask = torch.ones(1, 3, 5, dtype=torch.bool)
+    mask[0, :, 2] = False  # the whole line of column 2 along axis 0
+    output, _ = axial_attention(query, key, value, 0, mask=mask, attention_interface=BACKENDS[backend])
+    assert (output[:, :, 2] == 0).all() and (output[:, :, 1] != 0).all()
+    output.sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
+
+
+def test_masked_keys_may_hold_anything():
+    query, key, value = (states(1, 3, 5, 2, 4, seed=seed) for seed in range(3))
+    mask = states(1, 3, 5, seed=7) > 0
+    expected = axial_attention(query, key, value, 1, mask=mask)[0]
+    key[~mask], value[~mask] = 1e6, -1e6
+    torch.testing.assert_close(axial_attention(query, key, value, 1, mask=mask)[0], expected)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_more_lines_than_a_kernel_takes_are_split(monkeypatch, axis, masked, backend):
+    query, key, value = (states(3, 5, 2, 7, 2, 3, seed=seed) for seed in range(3))
+    mask = states(3, 5, 2, 7, seed=4) > -0.5 if masked else None
+    options = {"mask": mask, "attention_interface": BACKENDS[backend]}
+    whole = axial_attention(query, key, value, axis, **options)
+    monkeypatch.setattr(attention_module, "MAX_LINES", 4)
+    calls = []
+    real = attention_module._attend_in_pieces
+
+    def recording(interface, module, query, *args, **kwargs):
+        calls.append(query.shape[:2])
+        return real(interface, module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention_module, "_attend_in_pieces", recording)
+    split = axial_attention(query, key, value, axis, **options)
+    assert sum(max(shape) <= 4 for shape in calls) > 1, "nothing was split"
+    for ours, theirs in zip(split, whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_65537_lines(axis):
+    grid = (2, 65_537) if axis == 0 else (65_537, 2)
+    query, key, value = (states(1, *grid, 1, 1, seed=seed, dtype=torch.float32) for seed in range(3))
+    output, _ = axial_attention(query, key, value, axis)
+    last_line = [tensor.select(2 - axis, -1) for tensor in (query, key, value)]
+    torch.testing.assert_close(output.select(2 - axis, -1), axial_attention(*last_line, 0)[0])
+
+
+def test_folding_for_the_fused_kernel_copies_nothing():
+    query = states(2, 3, 5, 7, 2, 4)
+    for axis in range(3):
+        folded = attention_module.fold_lines_into_heads(query, axis)
+        assert folded.dim() == 4 and folded.data_ptr() == query.data_ptr()
+
+
+@pytest.mark.parametrize("mode", ["sum", "sequential"])
+@pytest.mark.parametrize("grid", PRIME_GRIDS, ids=str)
+def test_receptive_field_of_the_modes(grid, mode):
+    config = AxialConfig(
+        image_size=list(grid), patch_size=[1] * len(grid), hidden_size=8, num_attention_heads=2, attention_mode=mode
+    )
+    position = tuple(length // 2 for length in grid)
+    reached = receptive_field(ATTENTION_CLASSES[mode](config), (1, *grid, 8), position)
+    distance = sum(
+        (torch.arange(length) != centre).long().view(-1, *[1] * (len(grid) - axis - 1))
+        for axis, (length, centre) in enumerate(zip(grid, position, strict=True))
+    )
+    expected = distance <= 1 if mode == "sum" else torch.ones(grid, dtype=torch.bool)
+    assert reached.shape == grid and torch.equal(reached, expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_receptive_field_of_one_axis_is_its_line(axis):
+    grid, position = (2, 5, 3), (1, 2, 0)
+    config = AxialConfig(image_size=list(grid), patch_size=[1] * 3, hidden_size=8, num_attention_heads=2)
+    reached = receptive_field(AxialSelfAttention(config, axis), (1, *grid, 8), position)
+    expected = torch.zeros(grid, dtype=torch.bool)
+    expected[tuple(slice(None) if number == axis else position[number] for number in range(3))] = True
+    assert torch.equal(reached, expected)
+
+
+def compile_cases():
+    return [
+        pytest.param(grid, mode, id=f"{len(grid)}-{mode}")
+        for grid, mode in itertools.product(PRIME_GRIDS[:4], ("sum", "sequential"))
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid, mode", compile_cases())
+def test_compiled_equals_eager(grid, mode):
+    module, hidden_states = _small_attention(grid, mode), states(2, *grid, 8, dtype=torch.float32)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    for inputs in (hidden_states, states(3, *(length + 2 for length in grid), 8, dtype=torch.float32)):
+        torch.testing.assert_close(compiled(inputs), module(inputs))
+
+
+@pytest.mark.parametrize("grid, mode", compile_cases())
+def test_exported_equals_eager_at_other_sizes(grid, mode):
+    module, hidden_states = _small_attention(grid, mode), states(2, *grid, 8, dtype=torch.float32)
+    dynamic = {dim: torch.export.Dim.DYNAMIC for dim in range(1 + len(grid))}
+    program = torch.export.export(module, (hidden_states,), dynamic_shapes=(dynamic,))
+    for inputs in (hidden_states, states(5, *(length + 4 for length in grid), 8, dtype=torch.float32)):
+        torch.testing.assert_close(program.module()(inputs), module(inputs))
+
+
+def _small_attention(grid, mode):
+    config = AxialConfig(
+        image_size=list(grid), patch_size=[1] * len(grid), hidden_size=8, num_attention_heads=2, attention_mode=mode
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    return ATTENTION_CLASSES[mode](config).eval()
+
+
+def test_a_registered_backend_is_used():
+    seen = []
+
+    def backend(module, query, key, value, attention_mask, **kwargs):
+        seen.append((type(module).__name__, query.shape, kwargs["is_causal"]))
+        return eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    AttentionInterface.register("recording", backend)
+    config = AxialConfig(image_size=[3, 5], patch_size=[1, 1], hidden_size=8, num_attention_heads=2)
+    config._attn_implementation = "recording"
+    module, hidden_states = AxialSelfAttention(config, axis=0), states(2, 3, 5, 8, dtype=torch.float32)
+    output = module(hidden_states)
+    assert seen == [("AxialAttentionCore", (2 * 5, 2, 3, 4), False)]
+    config._attn_implementation = "sdpa"
+    torch.testing.assert_close(module(hidden_states), output)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_dropout_drops_and_keeps_the_expectation(backend):
+    query = states(1, 3, 101, 1, 2, dtype=torch.float32)
+    value = torch.ones(1, 3, 101, 1, 1)
+    torch.manual_seed(0)
+    output, _ = axial_attention(query, query, value, 1, dropout=0.5, attention_interface=BACKENDS[backend])
+    assert output.std() > 0.01 and abs(output.mean() - 1) < 0.05
+
+
+def test_eager_softmax_runs_in_float32_for_half_precision():
+    # 300 equal scores: a bfloat16 softmax would give 1/300 rounded, and a sum of weights off by more than 1e-3.
+    query = torch.zeros(1, 300, 1, 2, dtype=torch.bfloat16)
+    value = torch.ones(1, 300, 1, 1, dtype=torch.bfloat16)
+    output, weights = axial_attention(query, query, value, 0, attention_interface=eager_attention_forward)
+    assert output.dtype == weights.dtype == torch.bfloat16
+    torch.testing.assert_close(output, value, rtol=5e-3, atol=0)
+
+
+BAD_CALLS = {
+    "no axis": (((2, 2, 4),) * 3, 0, {}, "at least 1 axis"),
+    "negative axis": (((2, 3, 2, 4),) * 3, -1, {}, "from 0 to 0, got -1"),
+    "axis too large": (((2, 3, 2, 4),) * 3, 1, {}, "from 0 to 0, got 1"),
+    "key and value differ": (((2, 3, 2, 4), (2, 3, 2, 4), (2, 5, 2, 4)), 0, {}, "key and value must agree"),
+    "key of another rank": (((2, 3, 2, 4), (2, 3, 5, 2, 4), (2, 3, 5, 2, 4)), 0, {}, "query and key must agree"),
+    "other length on another axis": (((2, 3, 5, 2, 4), (2, 3, 7, 2, 4), (2, 3, 7, 2, 4)), 0, {}, "but for axis 0"),
+    "other number of heads": (((2, 3, 2, 4), (2, 3, 1, 4), (2, 3, 1, 4)), 0, {}, "query and key must agree"),
+    "other head_dim": (((2, 3, 2, 4), (2, 3, 2, 5), (2, 3, 2, 5)), 0, {}, "query and key must agree"),
+    "causal with other length": (((2, 3, 2, 4), (2, 5, 2, 4), (2, 5, 2, 4)), 0, {"is_causal": True}, "equally long"),
+    "float mask": (((2, 3, 2, 4),) * 3, 0, {"mask": torch.ones(2, 3)}, "must be boolean"),
+    "mask of a wrong shape": (((2, 3, 2, 4),) * 3, 0, {"mask": torch.ones(2, 5, dtype=torch.bool)}, "broadcast"),
+    "mask with heads": (((2, 3, 2, 4),) * 3, 0, {"mask": torch.ones(2, 3, 2, dtype=torch.bool)}, "broadcast"),
+}
+
+
+@pytest.mark.parametrize("shapes, axis, options, message", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_are_refused(shapes, axis, options, message):
+    with pytest.raises(ValueError, match=message):
+        axial_attention(*(torch.zeros(shape) for shape in shapes), axis, **options)

@@ -1,0 +1,232 @@
+import pytest
+import torch
+
+from modeling_axial import AxialConfig, OneStream, TwoStream
+from modeling_axial.axial_layer import AxialFeedForward, AxialLayer, SequentialAxialAttention, SummedAxialAttention
+from modeling_axial.position_embeddings import RotaryPositionEmbedding
+
+GRIDS = [(7,), (5, 3), (2, 5, 3), (2, 3, 5, 7)]
+HIDDEN = 6
+grids = pytest.mark.parametrize("grid", GRIDS, ids=str)
+modes = pytest.mark.parametrize("attention_mode", ["sum", "sequential"])
+
+
+def make_layer(grid=(5, 3), **overrides):
+    config = AxialConfig(
+        image_size=list(grid),
+        patch_size=[1] * len(grid),
+        hidden_size=HIDDEN,
+        num_attention_heads=3,
+        intermediate_size=7,
+        position_embedding="rotary",
+        **overrides,
+    )
+    torch.manual_seed(0)
+    layer = AxialLayer(config).double().eval()
+    for name, parameter in layer.named_parameters():
+        if "norm" in name:  # norms start alike, and a wrong one among them would not show
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    rotations = RotaryPositionEmbedding(config)(torch.zeros(1, *grid, HIDDEN, dtype=torch.float64))
+    return layer, rotations
+
+
+def states(grid=(5, 3), seed=1, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *grid, HIDDEN, generator=generator, dtype=torch.float64)
+
+
+def padding(grid):
+    """Half of the cells, at random."""
+    return torch.rand(2, *grid, generator=torch.Generator().manual_seed(2)) < 0.5
+
+
+def normalised(norm, hidden_states):
+    """Layer norm over the channels, written out."""
+    centred = hidden_states - hidden_states.mean(-1, keepdim=True)
+    deviation = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return centred / deviation * norm.weight + norm.bias
+
+
+def expected_f(layer, hidden_states, **kwargs):
+    """The attention half of the layer, from its own attentions."""
+    attention = layer.attention
+    if isinstance(attention, SummedAxialAttention):
+        updates = [along(normalised(attention.norm, hidden_states), **kwargs) for along in attention.axes]
+    else:
+        updates = []
+        for along, norm in zip(attention.axes, attention.norms, strict=True):
+            so_far = hidden_states
+            for update in updates:
+                so_far = so_far + update
+            updates.append(along(normalised(norm, so_far), **kwargs))
+    assert len(updates) == hidden_states.dim() - 2
+    return torch.stack(updates).sum(0)
+
+
+def expected_g(layer, hidden_states):
+    return layer.feed_forward.net(normalised(layer.feed_forward.norm, hidden_states))
+
+
+def close(output, expected):
+    return torch.allclose(output, expected, rtol=0, atol=1e-13)
+
+
+class Recorder(TwoStream):
+    """An executor that keeps the pair it was given, and counts how often the streams are left."""
+
+    def __init__(self):
+        self.pairs, self.times_left = [], 0
+
+    def couple(self, f, g, *streams):
+        self.pairs.append((f, g))
+        return super().couple(f, g, *streams)
+
+    def leave(self, *streams):
+        self.times_left += 1
+        return super().leave(*streams)
+
+
+# ---- f and g ----
+
+
+@modes
+def test_classes_of_the_modes(attention_mode):
+    layer, _ = make_layer(attention_mode=attention_mode, layer_norm_eps=0.25)
+    expected = {"sum": SummedAxialAttention, "sequential": SequentialAxialAttention}[attention_mode]
+    assert type(layer.attention) is expected
+    assert [attention.axis for attention in layer.attention.axes] == [0, 1]
+    norms = [module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == {"sum": 2, "sequential": 3}[attention_mode]
+    assert {norm.eps for norm in norms} == {0.25}
+
+
+@modes
+@grids
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_half(grid, attention_mode, masked):
+    layer, rotations = make_layer(grid, attention_mode=attention_mode)
+    mask = padding(grid) if masked else None
+    hidden_states = states(grid)
+    output = layer.attention(hidden_states, mask=mask, rotations=rotations)
+    assert close(output, expected_f(layer, hidden_states, mask=mask, rotations=rotations))
+    # Mask and rotations arrive at every axis.
+    if len(grid) > 1:
+        assert not close(output, layer.attention(hidden_states, mask=mask, rotations=None))
+        assert not close(output, layer.attention(hidden_states, mask=~padding(grid), rotations=rotations))
+
+
+@grids
+def test_modes_differ_but_for_one_axis(grid):
+    summed, rotations = make_layer(grid, attention_mode="sum")
+    sequential, _ = make_layer(grid, attention_mode="sequential")
+    sequential.attention.axes.load_state_dict(summed.attention.axes.state_dict())
+    for norm in sequential.attention.norms:
+        norm.load_state_dict(summed.attention.norm.state_dict())
+    outputs = [layer.attention(states(grid), rotations=rotations) for layer in (summed, sequential)]
+    assert close(*outputs) == (len(grid) == 1)
+
+
+@pytest.mark.parametrize("feed_forward", ["mlp", "gated_mlp", "convolution"])
+def test_feed_forward_half(feed_forward):
+    layer, _ = make_layer(feed_forward=feed_forward)
+    assert type(layer.feed_forward) is AxialFeedForward
+    assert close(layer.feed_forward(states()), expected_g(layer, states()))
+
+
+# ---- executors ----
+
+
+@modes
+@grids
+def test_one_stream(grid, attention_mode):
+    layer, rotations = make_layer(grid, attention_mode=attention_mode)
+    kwargs = {"mask": padding(grid), "rotations": rotations}
+    x = states(grid)
+    y = x + expected_f(layer, x, **kwargs)
+    y = y + expected_g(layer, y)
+    for output_hidden_states in (False, True):
+        output = layer(x, executor=OneStream(), output_hidden_states=output_hidden_states, **kwargs)
+        assert isinstance(output, torch.Tensor) and close(output, y)
+
+
+@modes
+@grids
+def test_two_streams(grid, attention_mode):
+    layer, rotations = make_layer(grid, attention_mode=attention_mode)
+    kwargs = {"mask": padding(grid), "rotations": rotations}
+    x1, x2 = states(grid, seed=3), states(grid, seed=4)
+    y1 = x1 + expected_f(layer, x2, **kwargs)
+    y2 = x2 + expected_g(layer, y1)
+    mean, *streams = layer(x1, x2, executor=TwoStream(), output_hidden_states=True, **kwargs)
+    assert len(streams) == 2 and close(streams[0], y1) and close(streams[1], y2)
+    assert close(mean, (y1 + y2) / 2)
+
+
+def test_mean_is_made_only_when_asked_for():
+    layer, rotations = make_layer()
+    for kwargs, times in [({}, 0), ({"output_hidden_states": False}, 0), ({"output_hidden_states": True}, 1)]:
+        executor = Recorder()
+        mean, *_ = layer(states(), states(seed=3), executor=executor, rotations=rotations, **kwargs)
+        assert executor.times_left == times
+        assert (mean is None) == (times == 0)
+
+
+def test_executor_gets_one_pair_of_modules():
+    """What hangs on the modules (hooks, sharding, offloading) is called: they run by __call__."""
+    layer, rotations = make_layer()
+    called = []
+    for name in ("attention", "feed_forward"):
+        layer.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
+    executor, x = Recorder(), states()
+    layer(x, x, executor=executor, rotations=rotations)
+    assert called == ["attention", "feed_forward"]
+    ((f, g),) = executor.pairs
+    assert close(f(x), expected_f(layer, x, rotations=rotations)) and close(g(x), expected_g(layer, x))
+    assert called == ["attention", "feed_forward"] * 2
+
+
+# ---- dropout ----
+
+
+@modes
+@pytest.mark.parametrize("kind", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_is_active_in_training_only(attention_mode, kind):
+    plain, rotations = make_layer(attention_mode=attention_mode)
+    layer, _ = make_layer(attention_mode=attention_mode, **{kind: 0.5})
+
+    def run(layer, seed):
+        torch.manual_seed(seed)
+        return layer(states(), executor=OneStream(), rotations=rotations)
+
+    assert torch.equal(run(layer, 0), run(plain, 0))  # eval
+    assert torch.equal(run(plain.train(), 0), run(plain, 1))  # training without dropout
+    layer.train()
+    assert torch.equal(run(layer, 0), run(layer, 0))
+    assert not torch.equal(run(layer, 0), run(layer, 1))
+    assert not torch.equal(run(layer, 0), run(plain, 0))
+
+
+@modes
+def test_dropout_of_the_attention_half(attention_mode):
+    """The update of each axis is dropped by itself: kept entries are doubled, the others zero."""
+    layer, rotations = make_layer(attention_mode=attention_mode, hidden_dropout_prob=0.5)
+    layer.train()
+    updates, dropped = [], []
+    for attention in layer.attention.axes:
+        attention.register_forward_hook(lambda module, args, output: updates.append(output))
+    layer.attention.dropout.register_forward_hook(lambda module, args, output: dropped.append(output))
+    output = layer.attention(states(), rotations=rotations)
+    assert len(updates) == len(dropped) == 2
+    for update, kept in zip(updates, dropped, strict=True):
+        assert (torch.isclose(kept, 2 * update) | (kept == 0)).all()
+        assert 0.3 < (kept == 0).double().mean() < 0.7
+    assert not torch.equal(dropped[0] == 0, dropped[1] == 0)
+    assert close(output, dropped[0] + dropped[1])
+
+
+def test_dropout_of_the_feed_forward_half():
+    layer, _ = make_layer(hidden_dropout_prob=0.5)
+    layer.train()
+    kept, whole = layer.feed_forward(states()), expected_g(layer, states())
+    assert (torch.isclose(kept, 2 * whole) | (kept == 0)).all()
+    assert 0.3 < (kept == 0).double().mean() < 0.7

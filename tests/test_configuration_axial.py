@@ -1,0 +1,673 @@
+import copy
+import inspect
+import json
+import math
+import pickle
+import re
+import warnings
+from collections import Counter
+from dataclasses import fields
+
+import pytest
+import torch
+from huggingface_hub.errors import (
+    StrictDataclassClassValidationError,
+    StrictDataclassError,
+    StrictDataclassFieldValidationError,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+from modeling_axial import AxialConfig, AxialForImageClassification, AxialModel
+
+# For each field: values of a wrong type, values out of range, values that are right.
+LENGTHS = (
+    ["16", 16.0, None, True, [16, "16"], [16.0], (16, True), {"height": 16}],
+    [0, -16, [], (), [16, 0], (-16, 16)],
+    [16, [16], [16, 32], (32, 16), [16, 32, 48]],
+)
+NUMBERS = (["2", 2.0, None, True, [2]], [0, -2], [1, 2, 12])
+OPTIONAL_NUMBERS = (["2", 2.0, True, [2]], [0, -2], [None, 2, 12])
+FLAGS = (["yes", 1, None, 0.0, [True]], None, [True, False])  # None: every value of the type is right
+PROBABILITIES = (["0.1", None, True, [0.1]], [1, 1.0, -0.1, 3, math.nan, math.inf], [0, 0.0, 0.1, 0.999])
+POSITIVES = (["0.1", None, True, [0.1]], [0, 0.0, -1e-6, math.nan, math.inf], [1e-6, 2, 1e6])
+CASES = {
+    "image_size": LENGTHS,
+    "patch_size": LENGTHS,
+    "num_channels": NUMBERS,
+    "hidden_size": NUMBERS,
+    "num_hidden_layers": NUMBERS,
+    "num_attention_heads": NUMBERS,
+    "head_dim": OPTIONAL_NUMBERS,
+    "intermediate_size": OPTIONAL_NUMBERS,
+    "hidden_act": ([None, 3, ["gelu"]], ["", "gelo", "GELU"], ["gelu", "relu", "silu"]),
+    "attention_mode": ([None, 3, ["sum"], True], ["", "Sum", "parallel"], ["sum", "sequential"]),
+    "feed_forward": ([None, 3, ["mlp"], True], ["", "MLP", "conv"], ["mlp", "gated_mlp", "convolution"]),
+    "position_embedding": ([None, 3, ["none"], False], ["", "absolute"], ["learned", "rotary", "none"]),
+    "rope_theta": POSITIVES,
+    "num_inducing_points": (
+        ["2", 2.0, True, [2.0], [2, "3"], (2, True)],
+        [0, -2, [], (), [2, 0], (None, -1)],
+        [None, 3, [2, None], (None, 3)],
+    ),
+    "pooling": ([None, 3, ["mean"], True], ["", "max"], ["mean", "attention"]),
+    "num_pooling_seeds": NUMBERS,
+    "reversible": FLAGS,
+    "qkv_bias": FLAGS,
+    "hidden_dropout_prob": PROBABILITIES,
+    "attention_probs_dropout_prob": PROBABILITIES,
+    "layer_norm_eps": POSITIVES,
+    "initializer_range": (["0.1", None, True, [0.1]], [-0.1, math.nan, math.inf], [0, 0.0, 0.02, 1]),
+    # Fields of every transformers config.
+    "architectures": (["AxialModel", 3, [3], {"a": 1}], None, [None, [], ["AxialModel"]]),
+    "output_hidden_states": (["yes", 1, [0]], None, [None, True, False]),
+    "return_dict": (["yes", 1], None, [None, True, False]),
+    "dtype": ([16, 1.5, ["float16"], {"": "float16"}], ["", "float61", "nn", "FP16"], [None, "float16", torch.float64]),
+    "chunk_size_feed_forward": (["0", 0.5, None], None, [0, 1]),
+    "is_encoder_decoder": (["no", 0, None], None, [True, False]),
+    "id2label": (
+        [["a"], "a", 2, {0: 1}, {0.5: "a"}],
+        [{1: "a"}, {0: "a", 2: "b"}, {"0": "a", "x": "b"}, {-1: "a", 0: "b"}],
+        [None, {}, {0: "a"}, {"1": "b", "0": "a"}],
+    ),
+    "label2id": ([["a"], "a", 2, {0: 1}, {"a": 0.5}], None, [None, {"a": 0, "b": 1}]),
+    "problem_type": ([3, ["regression"], True], ["", "classification"], [None, "regression"]),
+}
+UNCHECKED = {"transformers_version"}  # replaced by the version at work, whatever is given
+
+# Each rule that ties fields to each other: an example of its violation, and what the error must say.
+RULES = {
+    "as many image axes as patch axes": (
+        {"image_size": [16, 32, 48], "patch_size": [16, 16]},
+        ["image_size=[16, 32, 48]", "3 axes", "patch_size=[16, 16]", "2", "same length"],
+    ),
+    "patches divide the image": (
+        {"image_size": [48, 40], "patch_size": [16, 16]},
+        ["image_size=[48, 40]", "multiple", "patch_size=[16, 16]"],
+    ),
+    "inducing points for each axis": (
+        {"num_inducing_points": [3, None, 5]},
+        ["num_inducing_points=[3, None, 5]", "2 axes", "patch_size=16"],
+    ),
+    "heads divide the width": (
+        {"hidden_size": 34, "num_attention_heads": 4},
+        ["hidden_size=34", "multiple", "num_attention_heads=4", "head_dim"],
+    ),
+    "rotary turns pairs": (
+        {"position_embedding": "rotary", "head_dim": 7},
+        ['position_embedding="rotary"', "head_dim=7", "even"],
+    ),
+    "convolutions have 1 to 3 axes": (
+        {"feed_forward": "convolution", "image_size": 8, "patch_size": [2, 2, 2, 2]},
+        ['feed_forward="convolution"', "1 to 3 axes", "patch_size=[2, 2, 2, 2]"],
+    ),
+    "layers are alike": ({"per_layer_config": {"0": {"hidden_size": 34}}}, ["per_layer_config", "alike"]),
+}
+VIOLATIONS = [pytest.param(fields, words, id=rule) for rule, (fields, words) in RULES.items()]
+NAMED_ERRORS = (StrictDataclassError, ValueError)
+
+
+def field_values(kind):
+    kinds = ("wrong type", "out of range", "right")
+    return [
+        pytest.param(name, value, id=f"{name}={value!r}")
+        for name, case in CASES.items()
+        for value in case[kinds.index(kind)] or []
+    ]
+
+
+def stored(folder, **contents):
+    """A folder whose config.json holds `contents`."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "axial", **contents}))
+    return folder
+
+
+# ---- fields ----
+
+
+def test_every_field_has_cases():
+    assert set(CASES) | UNCHECKED == {field.name for field in fields(AxialConfig)}
+    for name, (wrong_type, out_of_range, right) in CASES.items():
+        assert wrong_type and right, name
+        assert out_of_range is None or out_of_range, name
+
+
+def matches_type_or_range(error, name, value):
+    text = str(error)
+    assert name in text and (repr(value) in text or str(value) in text)
+    assert "expected" in text or "doesn't match any type" in text or "must" in text
+
+
+@pytest.mark.parametrize(("name", "value"), field_values("wrong type") + field_values("out of range"))
+def test_bad_value(name, value):
+    with pytest.raises(StrictDataclassFieldValidationError) as error:
+        AxialConfig(**{name: value})
+    matches_type_or_range(error.value, name, value)
+
+    config = AxialConfig()
+    before = getattr(config, name)
+    with pytest.raises(StrictDataclassFieldValidationError) as error:
+        setattr(config, name, value)
+    matches_type_or_range(error.value, name, value)
+    assert getattr(config, name) == before
+
+    with pytest.raises(StrictDataclassFieldValidationError):
+        AxialConfig.from_dict({}, **{name: value})
+    with pytest.raises(StrictDataclassFieldValidationError):
+        AxialConfig.from_dict({name: value})
+
+
+def as_kept(name, value):
+    """The value of a field that was given `value`, beside the fields of `test_right_value`."""
+    if value is None and name in ("id2label", "label2id"):
+        return {"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}[name]
+    if value is None and name in ("head_dim", "intermediate_size"):
+        return {"head_dim": 384 // 6, "intermediate_size": 4 * 384}[name]
+    if name == "id2label":
+        return {int(index): label for index, label in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return torch.float16 if value == "float16" else value
+
+
+@pytest.mark.parametrize(("name", "value"), field_values("right"))
+def test_right_value(name, value):
+    fitting = {}
+    if name == "image_size":
+        fitting = {"patch_size": [16] * (2 if isinstance(value, int) else len(value))}
+    if name == "patch_size":
+        fitting = {"image_size": 96}
+    if name == "hidden_size":
+        fitting = {"num_attention_heads": 1}
+    config = AxialConfig(**fitting, **{name: value})
+    expected = as_kept(name, value)
+    assert getattr(config, name) == expected and type(getattr(config, name)) is type(expected)
+
+
+@pytest.mark.parametrize("value", ["3", 3.0, None, True, [3], -1])
+def test_num_labels_is_checked(value):
+    with pytest.raises(ValueError, match=re.escape(f"num_labels must be an int of at least 0, got {value!r}")):
+        AxialConfig(num_labels=value)
+    config = AxialConfig()
+    with pytest.raises(ValueError, match="num_labels"):
+        config.num_labels = value
+    assert config.num_labels == 2
+
+
+def test_derived_values():
+    config = AxialConfig(image_size=(6, 35, 33), patch_size=[2, 5, 3], hidden_size=30, num_attention_heads=5)
+    assert (config.num_axes, config.image_shape, config.patch_shape) == (3, (6, 35, 33), (2, 5, 3))
+    assert config.grid_shape == (3, 7, 11)
+    assert (config.head_dim, config.intermediate_size) == (6, 120)
+
+    config = AxialConfig(image_size=48, patch_size=[8])
+    assert (config.num_axes, config.image_shape, config.patch_shape, config.grid_shape) == (1, (48,), (8,), (6,))
+    config = AxialConfig(image_size=48, patch_size=8)
+    assert (config.num_axes, config.image_shape, config.patch_shape, config.grid_shape) == (2, (48, 48), (8, 8), (6, 6))
+    assert AxialConfig(hidden_size=34, num_attention_heads=4, head_dim=7).head_dim == 7
+
+    assert config.inducing_points == (None, None) and config.pooled_size == 384
+    assert AxialConfig(num_inducing_points=3).inducing_points == (3, 3)
+    assert AxialConfig(num_inducing_points=[None, 5]).inducing_points == (None, 5)
+    assert AxialConfig(num_pooling_seeds=3).pooled_size == 384
+    assert AxialConfig(num_pooling_seeds=3, pooling="attention").pooled_size == 3 * 384
+
+
+# ---- rules between fields ----
+
+
+def test_every_rule_has_a_violation():
+    assert inspect.getsource(AxialConfig.validate_architecture).count("raise ValueError") == len(RULES)
+
+
+@pytest.mark.parametrize(("values", "words"), VIOLATIONS)
+def test_broken_rule(tmp_path, values, words):
+    with pytest.raises(StrictDataclassClassValidationError) as error:
+        AxialConfig(**values)
+    for word in words:
+        assert word in str(error.value)
+    with pytest.raises(StrictDataclassClassValidationError):
+        AxialConfig.from_dict({}, **values)
+    with pytest.raises(StrictDataclassClassValidationError):
+        AxialConfig.from_pretrained(stored(tmp_path, **values))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [violation for violation in VIOLATIONS if violation.id != "heads divide the width"]
+)
+def test_rule_broken_later_is_found_when_saving(tmp_path, values, words):
+    config = AxialConfig()
+    for name, value in values.items():
+        setattr(config, name, value)
+    with pytest.raises(StrictDataclassClassValidationError) as error:
+        config.save_pretrained(tmp_path)
+    for word in words:
+        assert word in str(error.value)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_size": [48, 32, 16], "patch_size": [16, 8, 4]},
+        {"hidden_size": 34, "num_attention_heads": 4, "head_dim": 7},
+        {"position_embedding": "rotary", "head_dim": 8},
+        {"position_embedding": "learned", "head_dim": 7},
+        {"feed_forward": "convolution", "image_size": 8, "patch_size": [2, 2, 2]},
+        {"feed_forward": "mlp", "image_size": 8, "patch_size": [2, 2, 2, 2]},
+        {"output_attentions": True, "attn_implementation": "sdpa"},  # the model turns to eager attention by itself
+    ],
+)
+def test_right_combination(values):
+    AxialConfig(**values).validate()
+
+
+def test_one_label_is_a_regression():
+    with pytest.raises(ValueError, match="num_labels"):
+        AxialConfig(num_labels=1, problem_type="single_label_classification")
+    assert AxialConfig(num_labels=1, problem_type="regression").num_labels == 1
+
+
+# ---- keys that are no field ----
+
+UNKNOWN_KEYS = {
+    "hiden_size": "did you mean 'hidden_size'?",
+    "num_layers": "did you mean 'num_hidden_layers'?",
+    "image_sizes": "did you mean 'image_size'?",
+    "dropout_probability": "did you mean 'hidden_dropout_prob'?",
+    "zzz": "",
+    "_note": "",
+    "layer_types": "did you mean 'layer_norm_eps'?",
+    "rope_parameters": "",
+    # Names of what is in the class, but no field.
+    "validate": "",
+    "push_to_hub": "",
+    "attribute_map": "",
+    "base_model_fsdp_plan": "",
+}
+
+
+@pytest.mark.parametrize(("key", "hint"), UNKNOWN_KEYS.items())
+def test_unknown_key_of_the_constructor(key, hint):
+    with pytest.raises(
+        ValueError, match=re.escape(f"AxialConfig has no field {key!r} (value ['full_attention'])")
+    ) as error:
+        AxialConfig(**{key: ["full_attention"], "hidden_size": 96})
+    assert hint in str(error.value)
+    assert ("did you mean" in str(error.value)) == bool(hint)
+
+
+@pytest.mark.parametrize(("key", "hint"), UNKNOWN_KEYS.items())
+@pytest.mark.parametrize("opener", [AxialConfig, AutoConfig])
+def test_unknown_key_of_from_pretrained(tmp_path, opener, key, hint):
+    folder = stored(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"AxialConfig has no field {key!r} (value 3)")) as error:
+        opener.from_pretrained(folder, **{key: 3})
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "hint"), UNKNOWN_KEYS.items())
+@pytest.mark.parametrize(
+    "read",
+    [
+        AxialConfig.from_pretrained,
+        AutoConfig.from_pretrained,
+        lambda folder: AxialConfig.from_json_file(folder / "config.json"),
+        lambda folder: AxialConfig.from_dict(json.loads((folder / "config.json").read_text())),
+    ],
+    ids=["AxialConfig", "AutoConfig", "from_json_file", "from_dict"],
+)
+def test_unknown_key_in_a_file(tmp_path, read, key, hint):
+    folder = stored(tmp_path, **{key: ["full_attention"], "hidden_size": 96})
+    with pytest.warns(
+        UserWarning, match=re.escape(f"AxialConfig has no field {key!r} (value ['full_attention'])")
+    ) as record:
+        config = read(folder)
+    assert len(record) == 1 and hint in str(record[0].message) and "Ignored" in str(record[0].message)
+    assert config == AxialConfig(hidden_size=96)
+    assert key not in config.__dict__ and key not in config.to_dict()
+    assert config.output_attentions is False  # nothing of transformers' own went with it
+    AxialConfig(**config.to_dict())
+
+
+def test_several_unknown_keys_in_a_file(tmp_path):
+    with pytest.warns(UserWarning) as record:
+        AxialConfig.from_pretrained(stored(tmp_path, hiden_size=3, _note=4))
+    assert {re.search("'(.*?)'", str(warning.message))[1] for warning in record} == {"hiden_size", "_note"}
+
+
+def test_unknown_keyword_of_a_model(tmp_path):
+    AxialForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    for opener in (AxialModel, AxialForImageClassification, AutoModel, AutoModelForImageClassification):
+        with pytest.raises(TypeError, match="hiden_size"):
+            opener.from_pretrained(tmp_path, hiden_size=3)
+
+
+DERIVED = [name for name, value in vars(AxialConfig).items() if isinstance(value, property)]
+
+
+def test_derived_keys():
+    assert {"num_axes", "image_shape", "patch_shape", "grid_shape"} <= set(DERIVED)
+
+
+@pytest.mark.parametrize("key", [*DERIVED, "is_heterogeneous"])
+def test_derived_key_is_refused(tmp_path, key):
+    message = f"AxialConfig derives '{key}' from other fields; it cannot be set"
+    with pytest.raises(ValueError, match=message):
+        AxialConfig(**{key: 3})
+    for opener in (AxialConfig, AutoConfig):
+        with pytest.raises(ValueError, match=message):
+            opener.from_pretrained(stored(tmp_path), **{key: 3})
+    with pytest.raises(ValueError, match=message):
+        AxialConfig.from_pretrained(stored(tmp_path, **{key: 3}))
+    with pytest.raises(AttributeError):
+        setattr(AxialConfig(), key, 3)
+
+
+@pytest.mark.parametrize(
+    "keyword", [{"layer_types": 3}, {"per_layer_config": 3}, {"mtp_layer_types": 3}, {"attribute_map": 3}]
+)
+def test_keyword_that_transformers_chokes_on(keyword):
+    with pytest.raises(ValueError, match=re.escape(f"AxialConfig cannot be made with {keyword}: ")):
+        AxialConfig(**keyword)
+
+
+def test_other_model_type(tmp_path):
+    for make in (
+        lambda: AxialConfig(model_type="vit"),
+        lambda: AxialConfig.from_pretrained(stored(tmp_path, model_type="vit")),
+    ):
+        with pytest.raises(ValueError, match="AxialConfig has model_type='axial', got 'vit'"):
+            make()
+    assert AxialConfig(model_type="axial") == AxialConfig()
+
+
+def test_keys_of_other_tools_are_kept(tmp_path):
+    values = {
+        "auto_map": {"AutoConfig": "configuration_axial.AxialConfig"},
+        "custom_pipelines": {"a": {"impl": "b.C"}},
+        "quantization_config": {"quant_method": "c"},
+    }
+    config = AxialConfig(**values)
+    for key, value in values.items():
+        assert config.to_dict()[key] == value
+    config.save_pretrained(tmp_path)
+    reloaded = AxialConfig.from_pretrained(tmp_path)
+    for key, value in values.items():
+        assert getattr(reloaded, key) == value
+
+
+# ---- writing and reading ----
+
+SAMPLES = [
+    {},
+    {"image_size": 48, "patch_size": 8},
+    {"image_size": [6, 35], "patch_size": [2, 5]},
+    {"image_size": (6, 35, 33), "patch_size": (2, 5, 3)},
+    {"image_size": 12, "patch_size": (2, 3, 4, 6)},
+    {"num_labels": 10},
+    {"num_labels": 0},
+    {"id2label": {0: "zero", 1: "one", 2: "two"}, "label2id": {"zero": 0, "one": 1, "two": 2}},
+    {"id2label": {0: "zero", 1: "one", 2: "two"}},
+    {"label2id": {"zero": 0, "one": 1}},
+    {"num_inducing_points": (2, None), "pooling": "attention", "num_pooling_seeds": 3},
+    {"head_dim": 8, "intermediate_size": 100, "position_embedding": "rotary", "rope_theta": 100},
+    {"reversible": True, "qkv_bias": False, "feed_forward": "convolution", "attention_mode": "sum"},
+    {"hidden_dropout_prob": 0, "layer_norm_eps": 1e-12, "initializer_range": 0.1, "hidden_act": "silu"},
+    {"dtype": "bfloat16", "problem_type": "regression", "num_labels": 1, "architectures": ["AxialModel"]},
+    {"output_attentions": True, "output_hidden_states": True, "return_dict": False},
+]
+samples = pytest.mark.parametrize("values", SAMPLES, ids=lambda values: "-".join(values) or "default")
+
+
+def tiny_config(**overrides):
+    options = {"image_size": 6, "patch_size": 3, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return AxialConfig(**{**options, **overrides})
+
+
+@samples
+def test_equals_its_reloaded_self(tmp_path, values):
+    config = AxialConfig(**values)
+    config.save_pretrained(tmp_path)
+    config.to_json_file(tmp_path / "all.json", use_diff=False)
+    text = config.to_json_string()
+    assert json.loads(text) == json.loads((tmp_path / "config.json").read_text())
+    copies = [
+        AxialConfig.from_pretrained(tmp_path),
+        AxialConfig.from_pretrained(tmp_path / "config.json"),
+        AxialConfig.from_json_file(tmp_path / "config.json"),
+        AxialConfig.from_json_file(tmp_path / "all.json"),
+        AutoConfig.from_pretrained(tmp_path),
+        AxialConfig.from_dict(json.loads(text)),
+        AxialConfig(**json.loads(text)),
+        AxialConfig(**config.to_dict()),
+        AxialConfig(**config.to_diff_dict()),
+        copy.deepcopy(config),
+        pickle.loads(pickle.dumps(config)),
+    ]
+    for number, other in enumerate(copies):
+        assert other == config, number
+        # Equality is that of the fields; here is the rest.
+        assert {**other.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}, number
+        assert other.num_labels == config.num_labels
+        assert other.output_attentions is config.output_attentions is values.get("output_attentions", False)
+    assert AxialConfig(**{**values, "num_channels": 7}) != config
+
+
+def test_stored_version_is_no_difference():
+    config = AxialConfig.from_dict({"transformers_version": "4.0.0"})
+    assert config == AxialConfig()
+    assert config.to_dict()["transformers_version"] == AxialConfig().to_dict()["transformers_version"] != "4.0.0"
+
+
+@pytest.mark.parametrize("name", ["note", "_note"])
+def test_a_note_does_not_lock_the_checkpoint(tmp_path, name):
+    model = AxialModel(tiny_config())
+    setattr(model.config, name, 1)
+    assert name not in model.config.to_dict()
+    model.save_pretrained(tmp_path)
+    assert name not in json.loads((tmp_path / "config.json").read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for opener in (AxialModel, AutoModel):
+            assert opener.from_pretrained(tmp_path).config == model.config
+        AxialConfig(**model.config.to_dict())
+
+
+def test_config_of_a_loaded_model_makes_the_same_config(tmp_path):
+    AxialForImageClassification(tiny_config(num_labels=3)).to(torch.bfloat16).save_pretrained(tmp_path)
+    config = AutoModelForImageClassification.from_pretrained(tmp_path).config
+    assert config._name_or_path == str(tmp_path) and config.auto_map and config.architectures
+    again = AxialConfig(**config.to_dict())
+    assert again == config
+    assert again.to_dict() == config.to_dict()
+
+
+def test_keywords_of_from_pretrained_override(tmp_path):
+    AxialConfig(num_labels=5, dtype="float16", image_size=48).save_pretrained(tmp_path)
+    for opener in (AxialConfig, AutoConfig):
+        config = opener.from_pretrained(
+            tmp_path,
+            image_size=(32, 48),
+            num_labels=3,
+            attn_implementation="eager",
+            output_attentions=True,
+            dtype="auto",
+        )
+        assert config.image_size == [32, 48] and config.num_labels == 3 and config.dtype == torch.float16
+        assert config._attn_implementation == "eager" and config.output_attentions is True
+        assert opener.from_pretrained(tmp_path, dtype="bfloat16").dtype in (torch.bfloat16, "bfloat16")
+        assert opener.from_pretrained(tmp_path, return_dict=False, architectures=["AxialModel"]).return_dict is False
+
+
+# ---- what transformers' own tests ask of any configuration ----
+
+
+def test_common_properties():
+    names = ("hidden_size", "num_attention_heads", "num_hidden_layers", "image_size", "patch_size", "num_channels")
+    config = AxialConfig()
+    for number, name in enumerate(names):
+        setattr(config, name, 32 + number)
+        assert getattr(config, name) == config.to_dict()[name] == 32 + number
+
+
+def test_json_string_holds_every_argument():
+    values = {"hidden_size": 96, "image_size": [32, 48], "reversible": True, "hidden_act": "relu", "rope_theta": 3.5}
+    stored_values = json.loads(AxialConfig(**values).to_json_string())
+    assert {name: stored_values[name] for name in values} == values
+    assert stored_values["model_type"] == "axial"
+
+
+def test_subfolder(tmp_path):
+    config = AxialConfig(hidden_size=96)
+    config.save_pretrained(tmp_path / "sub" / "folder")
+    for opener in (AxialConfig, AutoConfig):
+        assert opener.from_pretrained(tmp_path, subfolder="sub/folder") == config
+
+
+def test_number_of_labels():
+    config = AxialConfig(num_labels=5)
+    assert config.num_labels == len(config.id2label) == len(config.label2id) == 5
+    config.num_labels = 3
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    for names in ({"id2label": {"0": "a", "1": "b", "2": "c"}}, {"label2id": {"a": 0, "b": 1, "c": 2}}):
+        config = AxialConfig(**names)
+        assert config.num_labels == 3
+        assert config.id2label == {0: "a", 1: "b", 2: "c"} and config.label2id == {"a": 0, "b": 1, "c": 2}
+    with pytest.raises(StrictDataclassError, match="id2label"):
+        AxialConfig(label2id={"a": 1, "b": 2})
+
+
+def test_unused_keywords_are_handed_back(tmp_path):
+    config, unused = AxialConfig.from_dict({}, return_unused_kwargs=True, hidden_size=96, foo=False, validate=1)
+    assert config == AxialConfig(hidden_size=96)
+    assert unused == {"foo": False, "validate": 1}
+    for opener in (AxialConfig, AutoConfig):
+        _, unused = opener.from_pretrained(stored(tmp_path), return_unused_kwargs=True, foo=False)
+        assert unused == {"foo": False}
+
+
+def test_override_reaches_what_derives_from_it(tmp_path):
+    folder = stored(tmp_path, hidden_size=96, num_attention_heads=2)
+    for opener in (AxialConfig, AutoConfig):
+        config = opener.from_pretrained(folder, hidden_size=60)
+        assert (config.hidden_size, config.head_dim, config.intermediate_size) == (60, 30, 240)
+
+
+def test_dictionary_is_left_alone():
+    values = {"hidden_size": 96, "model_type": "axial", "zzz": 1}
+    with pytest.warns(UserWarning, match="zzz"):
+        AxialConfig.from_dict(values, num_labels=4, hidden_size=192)
+    assert values == {"hidden_size": 96, "model_type": "axial", "zzz": 1}
+
+
+def test_keyword_arguments_only():
+    with pytest.raises(ValueError, match="keyword"):
+        AxialConfig(48)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("return_dict", False, False),
+        ("output_hidden_states", True, True),
+        ("output_attentions", True, True),
+        ("dtype", "float16", torch.float16),
+        ("torch_dtype", "float16", torch.float16),
+        ("chunk_size_feed_forward", 5, 5),
+        ("architectures", ["AxialModel"], ["AxialModel"]),
+        ("problem_type", "regression", "regression"),
+        ("name_or_path", "somewhere", "somewhere"),
+        ("attn_implementation", "eager", "eager"),
+    ],
+)
+def test_common_keywords(name, value, kept):
+    config = AxialConfig(**{name: value})
+    assert (
+        getattr(config, {"torch_dtype": "dtype", "attn_implementation": "_attn_implementation"}.get(name, name)) == kept
+    )
+
+
+def test_copy_is_deep():
+    config = AxialConfig(image_size=[32, 48], patch_size=[16, 16])
+    twin = copy.deepcopy(config)
+    twin.image_size[0] = 64
+    assert config.image_size == [32, 48]
+
+
+# ---- any JSON ----
+
+OTHER_KEYS = [
+    "num_labels",
+    "output_attentions",
+    "attn_implementation",
+    "layer_types",
+    "rope_scaling",
+    "per_layer_config",
+]
+OTHER_KEYS += [
+    "model_type",
+    "transformers_version",
+    "torch_dtype",
+    "name_or_path",
+    "auto_map",
+    "num_axes",
+    "hiden_size",
+]
+OTHER_KEYS += ["validate", "temperature", "__class__", "_x", "", "sub_configs", "mtp_layer_types", "attribute_map"]
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 100)
+    | st.floats()
+    | st.sampled_from(["axial", "16", "sum", "rotary", "float16", "default", "eager"])
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@st.composite
+def json_configs(draw):
+    right = {
+        name: st.sampled_from([value for value in values if not isinstance(value, (torch.dtype, tuple))])
+        for name, (_, _, values) in CASES.items()
+    }
+    keys = draw(st.lists(st.sampled_from([*CASES, *CASES, *OTHER_KEYS]) | st.text(max_size=5), max_size=6, unique=True))
+    wild = draw(st.sampled_from([False, False, True]))
+    return {key: draw(json_values if wild or key not in right else right[key]) for key in keys}
+
+
+def test_any_json_works_or_raises_a_named_error(tmp_path):
+    outcomes = Counter()
+    file = tmp_path / "config.json"
+
+    def attempt(make):
+        try:
+            config = make()
+        except NAMED_ERRORS as error:
+            assert str(error)
+            outcomes["refused"] += 1
+            return
+        outcomes["works"] += 1
+        assert config.grid_shape and config.head_dim and math.prod(config.grid_shape) > 0
+        config.validate()
+        config.to_json_file(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert AxialConfig.from_json_file(file) == AxialConfig(**config.to_dict()) == config
+
+    @settings(max_examples=300)
+    @given(json_configs())
+    def check(values):
+        file.write_text(json.dumps(AxialConfig._encode_special_floats(values)))
+        attempt(lambda: AxialConfig(**values))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attempt(lambda: AxialConfig.from_pretrained(tmp_path))
+
+    check()
+    assert outcomes["works"] > 100 and outcomes["refused"] > 300, outcomes

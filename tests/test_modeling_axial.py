@@ -1,0 +1,393 @@
+import copy
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from modeling_axial import AxialConfig, AxialModel, RebuiltTwoStream, TwoStream
+from modeling_axial.modeling_axial import MeanPooling
+from modeling_axial.testing import receptive_field
+from tests.reference import reference_axial_attention
+
+GRIDS = {1: [7], 2: [5, 3], 3: [2, 5, 3], 4: [2, 3, 5, 1]}
+
+
+def make_config(num_axes=2, **overrides):
+    patch = [2, 3, 1, 2][:num_axes]
+    options = {
+        "image_size": [length * side for length, side in zip(GRIDS[num_axes], patch, strict=True)],
+        "patch_size": patch,
+        "num_channels": 2,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": 0.5,  # large enough that every part of the model shows in its output
+    }
+    return AxialConfig(**{**options, **overrides})
+
+
+def make_model(num_axes=2, dtype=torch.float64, **overrides):
+    torch.manual_seed(0)
+    return AxialModel(make_config(num_axes, **overrides)).eval().to(dtype)
+
+
+def pixels(config, batch=2, dtype=torch.float64, extra_patches=0, seed=1):
+    sizes = [size + extra_patches * side for size, side in zip(config.image_shape, config.patch_shape, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, config.num_channels, *sizes, generator=generator, dtype=dtype)
+
+
+variants = pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"attention_mode": "sum"},
+        {"reversible": True},
+        {"feed_forward": "gated_mlp", "position_embedding": "rotary"},
+        {"feed_forward": "convolution", "position_embedding": "none", "reversible": True, "attention_mode": "sum"},
+    ],
+    ids=lambda overrides: "-".join(f"{value}" for value in overrides.values()) or "default",
+)
+
+
+@variants
+def test_names_of_the_state_dict(overrides):
+    names = set(make_model(**overrides).state_dict())
+    expected = {"norm.weight", "norm.bias"}
+    expected |= {f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")}
+    if overrides.get("position_embedding", "learned") == "learned":
+        expected |= {f"embeddings.position_embeddings.axis_{axis}" for axis in range(2)}
+    net = {"mlp": ["fc1", "fc2"], "gated_mlp": ["gate_proj", "up_proj", "down_proj"], "convolution": ["conv1", "conv2"]}
+    norms = ["attention.norm"] if "attention_mode" in overrides else ["attention.norms.0", "attention.norms.1"]
+    parts = [
+        *norms,
+        "feed_forward.norm",
+        *(f"feed_forward.net.{part}" for part in net[overrides.get("feed_forward", "mlp")]),
+    ]
+    parts += [f"attention.axes.{axis}.{part}_proj" for axis in range(2) for part in "qkvo"]
+    expected |= {f"layers.{layer}.{part}.{kind}" for layer in range(2) for part in parts for kind in ("weight", "bias")}
+    assert names == expected
+
+
+@pytest.mark.parametrize("num_axes", GRIDS)
+def test_shapes_for_any_number_of_axes_and_any_size(num_axes):
+    model = make_model(num_axes)
+    for extra in (0, 2):
+        output = model(pixels(model.config, extra_patches=extra))
+        grid = tuple(length + extra for length in GRIDS[num_axes])
+        assert output.last_hidden_state.shape == (2, *grid, 8) and output.pooler_output.shape == (2, 8)
+
+
+def test_one_stream_written_out():
+    model = make_model()
+    hidden = model.embeddings(pixels(model.config))
+    for layer in model.layers:
+        for norm, attention in zip(layer.attention.norms, layer.attention.axes, strict=True):
+            hidden = hidden + attention(norm(hidden))
+        hidden = hidden + layer.feed_forward.net(layer.feed_forward.norm(hidden))
+    torch.testing.assert_close(
+        model(pixels(model.config)).last_hidden_state, model.norm(hidden), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_two_streams_written_out():
+    model = make_model(reversible=True, attention_mode="sum")
+    first = second = model.embeddings(pixels(model.config))
+    for layer in model.layers:
+        normalised = layer.attention.norm(second)
+        first = first + sum(attention(normalised) for attention in layer.attention.axes)
+        second = second + layer.feed_forward.net(layer.feed_forward.norm(first))
+    expected = model.norm((first + second) / 2)
+    torch.testing.assert_close(model(pixels(model.config)).last_hidden_state, expected, rtol=1e-12, atol=1e-12)
+
+
+@variants
+def test_hidden_states(overrides):
+    model = make_model(**overrides)
+    entered = []
+    model.embeddings.register_forward_hook(lambda module, inputs, output: entered.append(output))
+    output = model(pixels(model.config), output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    assert torch.equal(output.hidden_states[0], entered[0])
+    assert not torch.equal(output.hidden_states[1], output.hidden_states[2])
+    assert torch.equal(model.norm(output.hidden_states[-1]), output.last_hidden_state)
+    without = model(pixels(model.config))
+    assert without.hidden_states is None and torch.equal(without.last_hidden_state, output.last_hidden_state)
+    # The same states come from the configuration, from index selection, and as a tuple.
+    configured = make_model(**overrides, output_hidden_states=True)(pixels(model.config))
+    assert all(map(torch.equal, configured.hidden_states, output.hidden_states))
+    last = model(pixels(model.config), output_hidden_states=[-1]).hidden_states
+    assert torch.equal(last[-1], output.hidden_states[-1]) and last[0] is None
+    assert torch.equal(model(pixels(model.config), return_dict=False)[0], output.last_hidden_state)
+
+
+@variants
+def test_gradients_flow_through_recorded_states_and_maps(overrides):
+    model = make_model(**overrides).train()
+    output = model(pixels(model.config), output_hidden_states=True, output_attentions=True)
+    kept = [*output.hidden_states, *output.attentions]
+    for tensor in output.attentions:
+        tensor.retain_grad()
+    gradients = torch.autograd.grad(
+        sum((state**2).sum() for state in output.hidden_states[1:]), list(model.parameters()), allow_unused=True
+    )
+    assert sum(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients) > len(gradients) // 2
+    output = model(pixels(model.config), output_attentions=True)
+    for tensor in output.attentions:
+        tensor.retain_grad()
+    (output.last_hidden_state**2).sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in output.attentions)
+    assert len(kept) == 3 + 4
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_attention_maps_are_those_of_the_lines_in_order(num_axes, attn_implementation):
+    model = make_model(num_axes)
+    model.set_attn_implementation(attn_implementation)
+    calls = []
+    for layer in model.layers:
+        for attention in layer.attention.axes:
+            attention.core.register_forward_hook(
+                lambda module, inputs, output: calls.append((module.axis, *inputs[:3]))
+            )
+    attentions = model(pixels(model.config), output_attentions=True).attentions
+    assert [axis for axis, *_ in calls] == list(range(num_axes)) * 2 and len(attentions) == 2 * num_axes
+    for (axis, query, key, value), ours in zip(calls, attentions, strict=True):
+        _, expected = reference_axial_attention(query, key, value, axis)
+        length = GRIDS[num_axes][axis]
+        assert ours.shape == (expected.shape[:-3].numel(), 2, length, length)
+        torch.testing.assert_close(ours, expected.reshape(ours.shape), rtol=1e-12, atol=1e-12)
+
+
+def test_asking_for_maps_leaves_the_backend_and_the_output_alone():
+    model = make_model()
+    model.set_attn_implementation("sdpa")
+    with_maps = model(pixels(model.config), output_attentions=True)
+    torch.testing.assert_close(with_maps.last_hidden_state, model(pixels(model.config)).last_hidden_state)
+    assert model.config._attn_implementation == "sdpa" and model(pixels(model.config)).attentions is None
+
+
+@variants
+@pytest.mark.parametrize("num_axes", [2, 3])
+def test_backends_agree(num_axes, overrides):
+    model = make_model(num_axes, **overrides)
+    outputs = []
+    for attn_implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(attn_implementation)
+        outputs.append(model(pixels(model.config)).last_hidden_state)
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+
+
+def test_pixels_reach_the_whole_grid_in_one_sequential_layer_and_the_cross_in_one_summed():
+    for mode, expected_cells in (("sequential", 15), ("sum", 7)):
+        model = make_model(num_hidden_layers=1, attention_mode=mode, position_embedding="none")
+        reached = receptive_field(model, (1, 2, 10, 9), (1, 2), channel_dim=1, output_channel_dim=-1)
+        cells = reached.unflatten(0, (5, 2)).unflatten(2, (3, 3))  # patches of 2 x 3 pixels
+        assert torch.equal(cells.any(3).any(1), cells.all(3).all(1)), "a patch is seen whole or not at all"
+        cells = cells.all(3).all(1)
+        assert cells.sum() == expected_cells and cells[1].all() and cells[:, 2].all()
+
+
+@pytest.mark.parametrize("attention_mode", ["sum", "sequential"])
+def test_padding_is_read_by_nobody(attention_mode):
+    model = make_model(attention_mode=attention_mode, position_embedding="rotary")
+    small = pixels(model.config)
+    padded = torch.full((2, 2, 10 + 4, 9 + 6), 7.0, dtype=torch.float64)
+    padded[:, :, :10, :9] = small
+    mask = torch.zeros(1, 7, 5, dtype=torch.long)
+    mask[:, :5, :3] = 1
+    output, expected = model(padded, attention_mask=mask), model(small)
+    torch.testing.assert_close(output.last_hidden_state[:, :5, :3], expected.last_hidden_state, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(output.pooler_output, expected.pooler_output, rtol=1e-12, atol=1e-12)
+
+
+def test_mean_pooling():
+    hidden = torch.arange(2 * 3 * 5 * 1, dtype=torch.float64).view(2, 3, 5, 1)
+    assert MeanPooling()(hidden).tolist() == [[7.0], [22.0]]
+    mask = torch.zeros(2, 3, 5, dtype=torch.bool)
+    mask[0, 1, 2] = mask[0, 2, 4] = True  # cells 7 and 14 of the first, none of the second
+    assert MeanPooling()(hidden, mask).tolist() == [[10.5], [0.0]]
+
+
+@variants
+def test_gradient_checkpointing_gives_the_same_gradients(overrides):
+    model = make_model(**overrides, hidden_dropout_prob=0.1).train()
+    gradients = []
+    for checkpointed in (False, True):
+        twin = copy.deepcopy(model)
+        if checkpointed:
+            twin.gradient_checkpointing_enable()
+        torch.manual_seed(3)
+        (twin(pixels(model.config)).last_hidden_state ** 2).sum().backward()
+        gradients.append([parameter.grad for parameter in twin.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_rebuilt_activations_give_the_numbers_of_stored_ones(num_axes):
+    model = make_model(num_axes, reversible=True, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1).train()
+    assert model.executor_class is RebuiltTwoStream
+    results = []
+    for executor_class in (RebuiltTwoStream, TwoStream):
+        twin = copy.deepcopy(model)
+        twin.executor_class = executor_class
+        torch.manual_seed(3)
+        output = twin(pixels(model.config), output_hidden_states=True, output_attentions=True)
+        loss = output.last_hidden_state.square().sum() + output.hidden_states[1].pow(3).sum()
+        (loss + output.attentions[0].square().sum()).backward()
+        gradients = [parameter.grad for parameter in twin.parameters()]
+        results.append([output.last_hidden_state, *output.hidden_states, *output.attentions, *gradients])
+    for rebuilt, stored in zip(*results, strict=True):
+        torch.testing.assert_close(rebuilt, stored, rtol=1e-10, atol=1e-10)
+
+
+def test_rebuilding_saves_nothing_that_grows_with_depth():
+    def saved_numbers(depth, executor_class):
+        model = make_model(reversible=True, num_hidden_layers=depth).train()
+        model.executor_class = executor_class
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        output = model(pixels(model.config)).last_hidden_state
+        storages, seen, todo = {}, set(), [output.grad_fn]
+        while todo:
+            node = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            todo += [following for following, _ in node.next_functions]
+            for name in dir(node):
+                if name.startswith("_raw_saved_"):
+                    raw = getattr(node, name)
+                    for saved in raw if isinstance(raw, tuple) else (raw,):
+                        if isinstance(data := getattr(saved, "data", None), torch.Tensor):
+                            storages[data.untyped_storage().data_ptr()] = data.untyped_storage().nbytes()
+        return sum(size for pointer, size in storages.items() if pointer not in own)
+
+    stored = saved_numbers(8, TwoStream) - saved_numbers(4, TwoStream)
+    rebuilt = saved_numbers(8, RebuiltTwoStream) - saved_numbers(4, RebuiltTwoStream)
+    assert stored > 100_000 and rebuilt <= 0.05 * stored
+
+
+def test_gradient_checkpointing_wins_over_rebuilding(monkeypatch):
+    model = make_model(reversible=True).train()
+    model.gradient_checkpointing_enable()
+    warned = []
+    monkeypatch.setattr("modeling_axial.modeling_axial.logger.warning_once", warned.append)
+    assert type(model._make_executor()) is TwoStream and "reversible" in warned[0]
+    assert type(model.eval()._make_executor()) is RebuiltTwoStream
+
+
+@variants
+def test_bfloat16_autocast_keeps_the_residual_streams_in_float32(overrides):
+    model = make_model(**overrides, dtype=torch.float32).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(pixels(model.config, dtype=torch.float32), output_hidden_states=True)
+    assert all(state.dtype == torch.float32 for state in output.hidden_states)
+    output.last_hidden_state.float().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_whole_model_in_bfloat16():
+    model = make_model(dtype=torch.bfloat16, position_embedding="learned")
+    output = model(pixels(model.config, dtype=torch.float32, extra_patches=1))
+    assert output.last_hidden_state.dtype == torch.bfloat16 and output.last_hidden_state.isfinite().all()
+
+
+@variants
+def test_initial_weights_are_complete_also_from_the_meta_device(overrides, tmp_path):
+    config = make_config(**{"initializer_range": 0.02, **overrides})
+    torch.manual_seed(0)
+    model = AxialModel(config)
+    model.save_pretrained(tmp_path)
+    weights = model.state_dict()
+    kept = {name: tensor for name, tensor in weights.items() if "layers.0" in name}
+    # Loading builds on the meta device; what the file lacks must be initialised, not left as it happens to be.
+    reloaded = AxialModel.from_pretrained(None, config=config, state_dict=kept)
+    for name, tensor in reloaded.state_dict().items():
+        if name in kept:
+            assert torch.equal(tensor, kept[name])
+        elif name.endswith("bias"):
+            assert (tensor == 0).all(), name
+        elif "norm" in name:
+            assert (tensor == 1).all(), name
+        else:
+            assert 0.01 < tensor.std() < 0.03 and tensor.mean().abs() < 0.01, name
+
+
+@variants
+def test_saved_and_loaded_is_the_same(overrides, tmp_path):
+    model = make_model(**overrides, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    inputs = pixels(model.config, dtype=torch.float32)
+    expected = model(inputs).last_hidden_state
+    for loaded in (AxialModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert torch.equal(loaded(inputs).last_hidden_state, expected)
+
+
+BAD_PIXELS = {
+    "missing batch": (torch.zeros(2, 10, 9), "2 axes"),
+    "a clip for an image model": (torch.zeros(1, 2, 4, 10, 9), "2 axes"),
+    "channels": (torch.zeros(1, 3, 10, 9), "num_channels=2"),
+    "channels last": (torch.zeros(1, 10, 9, 2), "num_channels=2"),
+    "uint8": (torch.zeros(1, 2, 10, 9, dtype=torch.uint8), "floating point, got torch.uint8"),
+    "boolean": (torch.zeros(1, 2, 10, 9, dtype=torch.bool), "floating point, got torch.bool"),
+    "complex": (torch.zeros(1, 2, 10, 9, dtype=torch.complex64), "floating point, got torch.complex64"),
+    "indivisible height": (torch.zeros(1, 2, 11, 9), "11 pixels along axis 0"),
+    "indivisible width": (torch.zeros(1, 2, 10, 10), "10 pixels along axis 1"),
+    "no pixels": (torch.zeros(1, 2, 10, 0), "0 pixels along axis 1"),
+}
+
+
+@pytest.mark.parametrize("pixel_values, message", BAD_PIXELS.values(), ids=BAD_PIXELS)
+def test_bad_pixels_are_refused(pixel_values, message):
+    with pytest.raises(ValueError, match=message):
+        make_model()(pixel_values)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 3, 5), (3, 5, 3), (2, 5, 3, 1)], ids=str)
+def test_bad_masks_are_refused(shape):
+    model = make_model()
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(pixels(model.config), attention_mask=torch.ones(shape))
+
+
+def test_unknown_arguments_of_from_pretrained_are_refused(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="hiden_size"):
+        AxialModel.from_pretrained(tmp_path, hiden_size=9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_compiled_equals_eager(num_axes, reversible):
+    model = make_model(num_axes, reversible=reversible, dtype=torch.float32, num_hidden_layers=1)
+    inputs = pixels(model.config, dtype=torch.float32)
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(inputs).last_hidden_state, model(inputs).last_hidden_state)
+    gradients = []
+    for run in (model.train(), compiled):
+        model.zero_grad()
+        run(inputs).last_hidden_state.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for eager, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
+def test_exported_equals_eager_at_other_sizes(num_axes):
+    overrides = {"position_embedding": "rotary"} if num_axes == 3 else {}
+    model = make_model(num_axes, dtype=torch.float32, **overrides)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    patches = [torch.export.Dim(f"patches_{axis}", min=1, max=64) for axis in range(num_axes)]
+    sizes = [side * count for side, count in zip(model.config.patch_shape, patches, strict=True)]
+    program = torch.export.export(
+        model,
+        (pixels(model.config, dtype=torch.float32, extra_patches=1),),
+        dynamic_shapes={"pixel_values": {0: batch, **{2 + axis: size for axis, size in enumerate(sizes)}}},
+    )
+    for extra in (1, 3):  # an exported graph distinguishes axes of length 1, so none is
+        inputs = pixels(model.config, batch=3, dtype=torch.float32, extra_patches=extra)
+        ours = program.module()(inputs).last_hidden_state
+        torch.testing.assert_close(ours, model(inputs).last_hidden_state)

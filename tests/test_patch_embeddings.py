@@ -1,0 +1,152 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from modeling_axial import AxialConfig
+from modeling_axial.patch_embeddings import AxialPatchEmbeddings, patchify, unpatchify
+
+CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
+# (grid, patch): prime lengths, none of them twice next to each other.
+CASES = [
+    ((7,), (3,)),
+    ((5, 3), (2, 7)),
+    ((5, 3), (1, 2)),
+    ((2, 5, 3), (3, 1, 2)),
+    ((2, 5, 3, 7), (3, 2, 1, 2)),
+    ((2, 3, 1, 2, 5), (1, 2, 3, 1, 2)),
+]
+cases = pytest.mark.parametrize(("grid", "patch"), CASES, ids=str)
+
+
+def pixels(grid, patch, batch=2, channels=3, dtype=torch.float64):
+    sizes = [length * side for length, side in zip(grid, patch, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels, *sizes, generator=generator, dtype=dtype)
+
+
+def embeddings(grid, patch, dtype=torch.float64, channels=3):
+    config = AxialConfig(
+        image_size=[length * side for length, side in zip(grid, patch, strict=True)],
+        patch_size=list(patch),
+        num_channels=channels,
+        hidden_size=11,
+        num_attention_heads=1,
+    )
+    torch.manual_seed(1)
+    return AxialPatchEmbeddings(config).to(dtype)
+
+
+@cases
+def test_patches_by_index_arithmetic(grid, patch):
+    image = pixels(grid, patch)
+    patches = patchify(image, patch)
+    assert patches.shape == (2, *grid, 3 * math.prod(patch))
+    for cell in itertools.product(*(range(length) for length in grid)):
+        number = 0  # of the pixel in its patch: channels, then axes slow to fast
+        for channel in range(3):
+            for offset in itertools.product(*(range(side) for side in patch)):
+                pixel = [c * side + o for c, side, o in zip(cell, patch, offset, strict=True)]
+                assert torch.equal(patches[(slice(None), *cell, number)], image[(slice(None), channel, *pixel)])
+                number += 1
+        assert number == patches.shape[-1]
+
+
+@cases
+def test_unpatchify_is_the_inverse(grid, patch):
+    image = pixels(grid, patch)
+    assert torch.equal(unpatchify(patchify(image, patch), patch), image)
+    patches = torch.randn(2, *grid, 3 * math.prod(patch), dtype=torch.float64)
+    assert torch.equal(patchify(unpatchify(patches, patch), patch), patches)
+
+
+@pytest.mark.parametrize(("grid", "patch"), [case for case in CASES if len(case[0]) <= 3], ids=str)
+def test_equals_a_strided_convolution(grid, patch):
+    module, image = embeddings(grid, patch), pixels(grid, patch)
+    weight = module.projection.weight.view(11, 3, *patch)
+    expected = CONVOLUTIONS[len(grid)](image, weight, module.projection.bias, stride=patch).movedim(1, -1)
+    output = module(image)
+    assert output.shape == (2, *grid, 11)
+    assert torch.allclose(output, expected, rtol=0, atol=1e-13)
+
+
+@cases
+def test_each_token_is_the_projection_of_its_patch(grid, patch):
+    module, image = embeddings(grid, patch), pixels(grid, patch)
+    weight, bias = module.projection.weight.detach(), module.projection.bias.detach()
+    output = module(image)
+    assert output.shape == (2, *grid, 11)
+    for cell in itertools.product(*(range(length) for length in grid)):
+        region = tuple(slice(c * side, (c + 1) * side) for c, side in zip(cell, patch, strict=True))
+        expected = torch.stack([weight @ sample[(slice(None), *region)].reshape(-1) + bias for sample in image])
+        assert torch.allclose(output[(slice(None), *cell)], expected, rtol=0, atol=1e-13)
+
+
+def test_other_sizes_than_the_native_one():
+    module = embeddings((5, 3), (2, 7))
+    for grid in [(1, 1), (3, 5), (11, 2)]:
+        image = pixels(grid, (2, 7))
+        weight = module.projection.weight.view(11, 3, 2, 7)
+        expected = torch.nn.functional.conv2d(image, weight, module.projection.bias, stride=(2, 7)).movedim(1, -1)
+        assert torch.allclose(module(image), expected, rtol=0, atol=1e-13)
+
+
+def test_empty_batch_and_strides():
+    module = embeddings((5, 3), (2, 7))
+    assert module(pixels((5, 3), (2, 7), batch=0)).shape == (0, 5, 3, 11)
+    assert unpatchify(patchify(pixels((5, 3), (2, 7), batch=0), (2, 7)), (2, 7)).shape == (0, 3, 10, 21)
+    image = pixels((5, 3), (2, 7))
+    channels_last = image.movedim(1, -1).contiguous().movedim(-1, 1)
+    assert torch.equal(module(channels_last), module(image))
+    expanded = image[:1, :, :1].expand(2, 3, 10, 21)
+    assert torch.equal(module(expanded), module(expanded.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pixels_take_the_dtype_of_the_weight(dtype):
+    module, image = embeddings((5, 3), (2, 7), dtype=torch.float32), pixels((5, 3), (2, 7), dtype=dtype)
+    output = module(image)
+    assert output.dtype == torch.float32
+    assert torch.equal(output, module(image.float()))
+
+
+def test_gradient_reaches_the_pixels():
+    module = embeddings((5, 3), (2, 7), channels=1)
+    image = pixels((5, 3), (2, 7), batch=1, channels=1).requires_grad_()
+    assert torch.autograd.gradcheck(module, (image,))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        # rank
+        (torch.zeros(3, 10, 21), ["(batch, channels, *pixels)", "2 axes", "(3, 10, 21)"]),
+        (torch.zeros(1, 3, 4, 10, 21), ["2 axes", "(1, 3, 4, 10, 21)"]),
+        (torch.zeros(()), ["2 axes", "shape ()"]),
+        # channels
+        (torch.zeros(1, 1, 10, 21), ["num_channels=3", "(1, 1, 10, 21)"]),
+        (torch.zeros(1, 4, 10, 21), ["num_channels=3", "(1, 4, 10, 21)"]),
+        (torch.zeros(1, 0, 10, 21), ["num_channels=3", "(1, 0, 10, 21)"]),
+        (torch.zeros(1, 10, 21, 3), ["num_channels=3", "dim 1", "(1, 10, 21, 3)"]),
+        # dtype
+        (torch.zeros(1, 3, 10, 21, dtype=torch.uint8), ["floating point", "torch.uint8", "AxialImageProcessor"]),
+        (torch.zeros(1, 3, 10, 21, dtype=torch.int64), ["floating point", "torch.int64"]),
+        (torch.zeros(1, 3, 10, 21, dtype=torch.bool), ["floating point", "torch.bool"]),
+        (torch.zeros(1, 3, 10, 21, dtype=torch.complex64), ["floating point", "torch.complex64"]),
+        # a size that the patch does not divide
+        (torch.zeros(1, 3, 11, 21), ["11 pixels", "axis 0", "multiple", "2"]),
+        (torch.zeros(1, 3, 10, 20), ["20 pixels", "axis 1", "multiple", "7"]),
+        (torch.zeros(1, 3, 21, 10), ["21 pixels", "axis 0"]),
+        (torch.zeros(1, 3, 1, 21), ["1 pixels", "axis 0"]),
+        # no pixels
+        (torch.zeros(1, 3, 0, 21), ["0 pixels", "axis 0", "positive"]),
+        (torch.zeros(1, 3, 10, 0), ["0 pixels", "axis 1", "positive"]),
+    ],
+    ids=lambda value: f"{tuple(value.shape)}-{value.dtype}" if isinstance(value, torch.Tensor) else "",
+)
+def test_bad_pixels(image, words):
+    with pytest.raises(ValueError) as error:
+        embeddings((5, 3), (2, 7), dtype=torch.float32)(image)
+    for word in words:
+        assert word in str(error.value)

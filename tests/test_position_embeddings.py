@@ -1,0 +1,208 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from modeling_axial import AxialConfig
+from modeling_axial.position_embeddings import (
+    LearnedPositionEmbedding,
+    RotaryPositionEmbedding,
+    apply_rotary,
+    resample_table,
+)
+
+GRIDS = [(7,), (5, 3), (2, 5, 3), (2, 3, 7, 5)]
+grids = pytest.mark.parametrize("grid", GRIDS, ids=str)
+HEADS, HEAD_DIM = 2, 6
+
+
+def config_for(grid, **overrides):
+    options = {"patch_size": [1] * len(grid), "hidden_size": HEADS * HEAD_DIM, "num_attention_heads": HEADS}
+    return AxialConfig(image_size=list(grid), **{**options, **overrides})
+
+
+def states(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def learned(grid, dtype=torch.float64):
+    module = LearnedPositionEmbedding(config_for(grid)).to(dtype)
+    for number, table in enumerate(module.parameters()):
+        table.data = states(*table.shape, seed=number, dtype=dtype)
+    return module
+
+
+def rotations_for(grid, **overrides):
+    module = RotaryPositionEmbedding(config_for(grid, **overrides))
+    return module(torch.zeros(1, *grid, HEADS * HEAD_DIM, dtype=torch.float64))
+
+
+def cells(grid):
+    return itertools.product(*(range(length) for length in grid))
+
+
+# ---- learned tables ----
+
+
+def linearly_resampled(table, length):
+    """Row i lies at (i + 1/2) · native / length - 1/2 of the native rows, and is mixed from the two beside it."""
+    native, rows = len(table), []
+    for i in range(length):
+        place = min(max((i + 0.5) * native / length - 0.5, 0), native - 1)
+        below = math.floor(place)
+        above = min(below + 1, native - 1)
+        rows.append((1 - (place - below)) * table[below] + (place - below) * table[above])
+    return torch.stack(rows)
+
+
+@grids
+def test_one_table_for_each_axis(grid):
+    tables = dict(LearnedPositionEmbedding(config_for(grid)).named_parameters())
+    assert {name: tuple(table.shape) for name, table in tables.items()} == {
+        f"axis_{axis}": (length, HEADS * HEAD_DIM) for axis, length in enumerate(grid)
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 2, 7, 13, 64])
+def test_resampling_to_the_native_length_changes_no_bit(length, dtype):
+    table = states(length, 5, dtype=dtype)
+    assert torch.equal(resample_table(table, length), table)
+
+
+@pytest.mark.parametrize("native", [1, 2, 5, 7])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 7, 11, 23])
+def test_resampling_equals_linear_interpolation(native, length):
+    table = states(native, 5)
+    resampled = resample_table(table, length)
+    assert resampled.shape == (length, 5)
+    assert torch.allclose(resampled, linearly_resampled(table, length), rtol=0, atol=1e-14)
+
+
+@grids
+def test_native_tables_are_added_along_their_axes(grid):
+    module, hidden_states = learned(grid), states(2, *grid, HEADS * HEAD_DIM, seed=9)
+    output = module(hidden_states)
+    for cell in cells(grid):
+        expected = hidden_states[(slice(None), *cell)]
+        for axis, coordinate in enumerate(cell):
+            expected = expected + module.get_parameter(f"axis_{axis}")[coordinate]
+        assert torch.equal(output[(slice(None), *cell)], expected)
+
+
+@grids
+def test_tables_at_another_size(grid):
+    module = learned(grid)
+    other_grid = [length + 2 + axis for axis, length in enumerate(grid)]
+    other_grid[-1] = max(grid[-1] - 2, 1)
+    hidden_states = states(2, *other_grid, HEADS * HEAD_DIM, seed=9)
+    tables = [
+        linearly_resampled(module.get_parameter(f"axis_{axis}").detach(), length)
+        for axis, length in enumerate(other_grid)
+    ]
+    output = module(hidden_states)
+    assert output.shape == hidden_states.shape
+    for cell in cells(other_grid):
+        expected = hidden_states[(slice(None), *cell)] + sum(
+            table[coordinate] for table, coordinate in zip(tables, cell, strict=True)
+        )
+        assert torch.allclose(output[(slice(None), *cell)], expected, rtol=0, atol=1e-13)
+
+
+def test_gradient_reaches_every_table():
+    module = learned((5, 3))
+    hidden_states = states(2, 5, 3, HEADS * HEAD_DIM)
+    module(hidden_states).sum().backward()
+    # A row of one axis is added once for each coordinate of the other axis and each sample.
+    assert torch.equal(module.axis_0.grad, torch.full_like(module.axis_0, 2.0 * 3))
+    assert torch.equal(module.axis_1.grad, torch.full_like(module.axis_1, 2.0 * 5))
+
+
+# ---- rotary ----
+
+
+@pytest.mark.parametrize("rope_theta", [10000.0, 100, 2.5])
+@grids
+def test_rotation_of_each_pair(grid, rope_theta):
+    rotations = rotations_for(grid, rope_theta=rope_theta)
+    assert len(rotations) == len(grid)
+    query = states(2, *grid, HEADS, HEAD_DIM)
+    half = HEAD_DIM // 2
+    for axis in range(len(grid)):
+        rotated = apply_rotary(query, *rotations[axis], axis)
+        expected = torch.empty_like(query)
+        for cell in cells(grid):
+            for pair in range(half):
+                angle = cell[axis] * rope_theta ** (-2 * pair / HEAD_DIM)
+                turn = torch.tensor(
+                    [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
+                )
+                for sample, head in itertools.product(range(2), range(HEADS)):
+                    vector = query[(sample, *cell, head)]
+                    expected[(sample, *cell, head)][[pair, pair + half]] = turn @ vector[[pair, pair + half]]
+        assert torch.allclose(rotated, expected, rtol=0, atol=1e-13)
+
+
+def scores_along(query, key, grid, axis):
+    """Rotated query of cell (.., t, ..) times rotated key of (.., s, ..), for every line along `axis`."""
+    rotation = rotations_for(grid)[axis]
+    query, key = (
+        apply_rotary(vector.expand(1, *grid, 1, HEAD_DIM), *rotation, axis).squeeze(-2) for vector in (query, key)
+    )
+    query, key = (states.movedim(axis + 1, -2).flatten(0, -3) for states in (query, key))  # (lines, length, head_dim)
+    return query @ key.transpose(-1, -2)
+
+
+@grids
+def test_scores_depend_only_on_the_distance_along_the_axis(grid):
+    query, key = states(HEAD_DIM, seed=1), states(HEAD_DIM, seed=2)
+    for axis, length in enumerate(grid):
+        scores = scores_along(query, key, grid, axis)
+        # The same on every line, so wherever the line lies on the other axes, ...
+        assert torch.allclose(scores, scores[:1].expand_as(scores), rtol=0, atol=1e-13)
+        # ... the same for every pair of the same distance, ...
+        by_distance = [scores[0].diagonal(distance) for distance in range(1 - length, length)]
+        for diagonal in by_distance:
+            assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-13)
+        # ... and not the same for different distances, of which the sign counts too.
+        values = torch.stack([diagonal[0] for diagonal in by_distance])
+        apart = (values[:, None] - values).abs() + torch.eye(len(values))
+        assert apart.min() > 1e-6
+        assert torch.allclose(values[length - 1], query @ key, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("grid", GRIDS[1:], ids=str)
+def test_rotation_is_that_of_the_axis(grid):
+    vector = states(HEAD_DIM).expand(1, *grid, 1, HEAD_DIM)
+    for axis, rotation in enumerate(rotations_for(grid)):
+        rotated = apply_rotary(vector, *rotation, axis)
+        for other in range(len(grid)):
+            first, second = rotated.select(other + 1, 0), rotated.select(other + 1, 1)
+            assert torch.equal(first, second) == (other != axis)
+
+
+def test_rotation_keeps_lengths_and_position_zero():
+    grid = (5, 3)
+    query = states(2, *grid, HEADS, HEAD_DIM)
+    for axis, rotation in enumerate(rotations_for(grid)):
+        rotated = apply_rotary(query, *rotation, axis)
+        assert torch.allclose(rotated.norm(dim=-1), query.norm(dim=-1), rtol=0, atol=1e-13)
+        assert torch.equal(rotated.select(axis + 1, 0), query.select(axis + 1, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_angles_are_computed_in_float32_at_least(dtype):
+    grid = (257, 3)
+    rotations = RotaryPositionEmbedding(config_for(grid))(torch.zeros(1, *grid, HEADS * HEAD_DIM, dtype=dtype))
+    for (cos, sin), (exact_cos, exact_sin), length in zip(rotations, rotations_for(grid), grid, strict=True):
+        assert cos.dtype == sin.dtype == torch.float32 and cos.shape == sin.shape == (length, HEAD_DIM)
+        assert torch.allclose(cos.double(), exact_cos, rtol=0, atol=1e-4)
+        assert torch.allclose(sin.double(), exact_sin, rtol=0, atol=1e-4)
+    query = states(1, *grid, HEADS, HEAD_DIM, dtype=dtype)
+    assert apply_rotary(query, *rotations[0], 0).dtype == dtype
+
+
+def test_rotary_has_no_state():
+    assert not RotaryPositionEmbedding(config_for((5, 3))).state_dict()
+    assert not list(RotaryPositionEmbedding(config_for((5, 3))).buffers())

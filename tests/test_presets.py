@@ -1,0 +1,173 @@
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+from transformers.initialization import no_init_weights
+
+import configuration
+from configuration import list_presets, load_preset
+from configuration.counts import count_flops, count_parameters
+from modeling_axial import AxialConfig, AxialModel
+from tests.conftest import ROOT
+
+# Parameters and FLOPs; a preset is not to change unnoticed. `python -m configuration.counts` prints them.
+PINS = {
+    "axial_base": (114_034_944, 44_826_034_176),
+    "axial_tiny": (7_275_072, 2_882_912_256),
+    "axial_video_small": (36_104_064, 28_366_700_544),
+    "axial_volume_small": (35_711_616, 36_666_605_568),
+    "digits": (202_560, 20_070_400),
+}
+
+
+def counted_flops(config):
+    """FLOPs of a forward pass, counted operation by operation. No number is computed: the tensors are fake."""
+    with FakeTensorMode(), no_init_weights(), torch.no_grad():
+        model = AxialModel(config).eval().requires_grad_(False)  # the counter stumbles over views of parameters
+        pixel_values = torch.empty(1, config.num_channels, *config.image_shape)
+        # The counter knows no formula for the fused attention kernel of the CPU.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(pixel_values)
+    return counter.get_total_flops()
+
+
+def test_every_preset_has_a_pin():
+    assert set(PINS) == set(list_presets())
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_size_of_a_preset(name):
+    parameters, flops = PINS[name]
+    config = load_preset(name)
+    assert count_parameters(config) == parameters
+    assert count_flops(config) == flops
+    assert counted_flops(config) == flops
+
+
+def test_table_holds_the_pins():
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \| ([\d,]+) \| ([\d,]+) \|",
+        (ROOT / "configuration" / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    table = {
+        name: (int(parameters.replace(",", "")), int(flops.replace(",", ""))) for name, _, parameters, flops in rows
+    }
+    assert table == PINS
+    for name, size, *_ in rows:
+        config = load_preset(name)
+        assert size == " x ".join(map(str, (config.num_channels, *config.image_shape)))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"feed_forward": "gated_mlp"},
+        {"feed_forward": "convolution"},
+        {"num_inducing_points": 3},
+        {"pooling": "attention", "num_pooling_seeds": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("attention_mode", ["sum", "sequential"])
+@pytest.mark.parametrize(("grid", "patch"), [((7,), (2,)), ((5, 3), (3, 2)), ((2, 5, 3), (1, 2, 3))])
+def test_formula_of_the_flops(grid, patch, attention_mode, overrides):
+    config = AxialConfig(
+        image_size=[length * side for length, side in zip(grid, patch, strict=True)],
+        patch_size=patch,
+        num_channels=2,
+        hidden_size=10,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        head_dim=4,
+        intermediate_size=7,
+        attention_mode=attention_mode,
+        **overrides,
+    )
+    assert count_flops(config) == counted_flops(config)
+
+
+def test_flops_by_hand():
+    """A patch of 2 pixels becomes a token of width 3, for one layer with one head of 5 and an MLP of 7."""
+    config = AxialConfig(
+        image_size=[2],
+        patch_size=[2],
+        num_channels=1,
+        hidden_size=3,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        head_dim=5,
+        intermediate_size=7,
+    )
+    assert count_flops(config) == 2 * (2 * 3 + 4 * 3 * 5 + 2 * 5 + 2 * 3 * 7)
+
+
+def test_preset_by_path(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"model_type": "axial", "image_size": [10, 21], "patch_size": [2, 3]}')
+    expected = AxialConfig(image_size=[10, 21], patch_size=[2, 3])
+    assert load_preset(path) == load_preset(str(path)) == expected
+    assert load_preset(path, hidden_size=192) == AxialConfig(image_size=[10, 21], patch_size=[2, 3], hidden_size=192)
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_preset_opens_without_this_folder(name):
+    path = ROOT / "configuration" / "models" / f"{name}.json"
+    assert AxialConfig.from_pretrained(path) == AutoConfig.from_pretrained(path) == load_preset(name)
+
+
+def test_class_is_not_a_copy():
+    assert configuration.AxialConfig is AxialConfig
+
+
+@pytest.mark.parametrize("name", ["axial_large", "", "nowhere/axial_tiny.json", "models", ".."])
+def test_unknown_preset(name):
+    with pytest.raises(ValueError, match=re.escape(repr(name))) as error:
+        load_preset(name)
+    for words in (*list_presets(), 'AxialConfig.from_pretrained("path/to/preset.json")', "checkout"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"model_type": "axial",', "must be JSON"),
+        ("", "must be JSON"),
+        ("[1, 2]", '"model_type": "axial"'),
+        ("null", '"model_type": "axial"'),
+        ('{"hidden_size": 192}', '"model_type": "axial"'),
+        ('{"model_type": "vit", "hidden_size": 192}', '"model_type": "axial"'),
+    ],
+)
+def test_file_that_is_no_preset(tmp_path, text, words):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        load_preset(path)
+    assert str(path) in str(error.value)
+
+
+def test_file_that_is_no_text(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="must be JSON"):
+        load_preset(path)
+
+
+def test_bad_values_in_a_preset(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"model_type": "axial", "hiden_size": 192}))
+    with pytest.raises(ValueError, match="'hiden_size'.*did you mean 'hidden_size'"):
+        load_preset(path)
+    path.write_text(json.dumps({"model_type": "axial", "hidden_size": "192"}))
+    with pytest.raises(StrictDataclassError, match="hidden_size"):
+        load_preset(path)
+    with pytest.raises(ValueError, match="'num_layers'.*did you mean 'num_hidden_layers'"):
+        load_preset("axial_tiny", num_layers=3)

@@ -1,0 +1,299 @@
+"""A checkpoint carries its code: it opens, and is saved and opened again, where this package was never installed.
+
+Each load is a process of its own (`run_python`: no package, no network, its own module cache), because transformers
+keeps remote classes per process and would let one load pass on the other's account. What the strangers compute is
+compared bit for bit with what this process, which has the package, computed before saving.
+"""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from modeling_axial import AxialConfig, AxialForImageClassification, AxialModel
+from modeling_axial import modeling_axial as modeling_file
+from modeling_axial.image_processing_axial import AxialImageProcessor
+
+HEAD = "AutoModelForImageClassification"
+# The code that a model brings along: its own file, and those that transformers finds by following relative imports.
+CLOSED_SET = [Path(path) for path in {modeling_file.__file__, *get_relative_import_files(modeling_file.__file__)}]
+
+CONFIGS = {
+    "plane": {"image_size": [10, 9], "patch_size": [2, 3]},
+    "volume": {
+        "image_size": [4, 10, 9],
+        "patch_size": [2, 2, 3],
+        "attention_mode": "sum",
+        "feed_forward": "convolution",
+        "position_embedding": "rotary",
+        "reversible": True,
+    },
+}
+
+# Loads a checkpoint, compares it with tensors kept in a file, and saves it again if it is told where.
+LOAD = """
+import sys
+import torch
+import transformers
+from safetensors.torch import load_file
+
+folder, auto_class, tensors, missing_keys, *again = sys.argv[1:]
+tensors = load_file(tensors)
+model, info = getattr(transformers, auto_class).from_pretrained(
+    folder, trust_remote_code=True, output_loading_info=True
+)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+assert sorted(info["missing_keys"]) == missing_keys.split(), info
+with torch.no_grad():
+    grid = model.base_model(tensors["pixel_values"]).last_hidden_state
+    assert torch.equal(grid, tensors["last_hidden_state"])
+    if auto_class != "AutoModel":
+        logits = model(tensors["pixel_values"]).logits
+        assert logits.isfinite().all() if missing_keys else torch.equal(logits, tensors["logits"])
+for folder in again:
+    model.save_pretrained(folder)
+print("equal")
+"""
+NEW_HEAD = "classifier.bias classifier.weight"
+
+
+def make_config(**options):
+    return AxialConfig(
+        num_channels=3,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=3,
+        initializer_range=0.5,  # large enough that every part shows in the output
+        **options,
+    )
+
+
+def save(model, folder):
+    """Saves a checkpoint, moves it under another name, and keeps beside it what it computes: (checkpoint, tensors)."""
+    model.eval()
+    generator = torch.Generator().manual_seed(1)
+    tensors = {"pixel_values": torch.randn(2, 3, *model.config.image_shape, generator=generator)}
+    with torch.no_grad():
+        tensors["last_hidden_state"] = model.base_model(tensors["pixel_values"]).last_hidden_state
+        if isinstance(model, AxialForImageClassification):
+            tensors["logits"] = model(tensors["pixel_values"]).logits
+    save_file(tensors, folder / "tensors.safetensors")
+    model.save_pretrained(folder / "saved")
+    return (folder / "saved").rename(folder / "moved"), folder / "tensors.safetensors"
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def head_checkpoint(request, tmp_path_factory):
+    torch.manual_seed(0)
+    model = AxialForImageClassification(make_config(**CONFIGS[request.param]))
+    return save(model, tmp_path_factory.mktemp("head"))
+
+
+@pytest.fixture(scope="module")
+def base_checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(AxialModel(make_config(**CONFIGS["plane"])), tmp_path_factory.mktemp("base"))
+
+
+def assert_whole(folder):
+    """The folder holds the closed set, unchanged and no other code, and names a class in it for every Auto class."""
+    assert {path.name for path in folder.glob("*.py")} == {path.name for path in CLOSED_SET}
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    for path in CLOSED_SET:
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert set(auto_map) == {"AutoConfig", "AutoModel", HEAD}
+    for reference in auto_map.values():
+        module, name = reference.split(".")
+        tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def test_closed_set_is_what_a_model_needs():
+    assert {
+        "configuration_axial.py",
+        "patch_embeddings.py",
+        "position_embeddings.py",
+        "attention.py",
+        "feed_forward.py",
+        "axial_layer.py",
+        "reversible.py",
+        "modeling_axial.py",
+        "modeling_axial_heads.py",
+        "image_processing_axial.py",
+    } <= {path.name for path in CLOSED_SET}
+    assert len({path.name for path in CLOSED_SET}) == len(CLOSED_SET)
+
+
+def opens(run_python, *arguments):
+    return "equal" in run_python(LOAD, *arguments).stdout
+
+
+def test_head_saved_again_by_the_head(head_checkpoint, run_python, tmp_path):
+    folder, tensors = head_checkpoint
+    assert_whole(folder)
+    assert opens(run_python, folder, HEAD, tensors, "", tmp_path / "again")
+    assert_whole(tmp_path / "again")
+    assert opens(run_python, tmp_path / "again", HEAD, tensors, "")
+    assert opens(run_python, tmp_path / "again", "AutoModel", tensors, "")
+
+
+def test_head_saved_again_by_the_base(head_checkpoint, run_python, tmp_path):
+    folder, tensors = head_checkpoint
+    assert opens(run_python, folder, "AutoModel", tensors, "", tmp_path / "again")
+    assert_whole(tmp_path / "again")
+    assert opens(run_python, tmp_path / "again", "AutoModel", tensors, "")
+    assert opens(run_python, tmp_path / "again", HEAD, tensors, NEW_HEAD)
+
+
+def test_base_saved_again_by_a_head(base_checkpoint, run_python, tmp_path):
+    folder, tensors = base_checkpoint
+    assert_whole(folder)
+    assert opens(run_python, folder, "AutoModel", tensors, "")
+    assert opens(run_python, folder, HEAD, tensors, NEW_HEAD, tmp_path / "again")
+    assert_whole(tmp_path / "again")
+    assert opens(run_python, tmp_path / "again", "AutoModel", tensors, "")
+
+
+def test_a_wrong_weight_is_seen(base_checkpoint, run_python, tmp_path):
+    """The comparison that all of the above rests on can fail."""
+    folder, tensors = base_checkpoint
+    wrong = shutil.copytree(folder, tmp_path / "wrong")
+    weights = load_file(wrong / "model.safetensors")
+    weights["norm.bias"] = weights["norm.bias"] + 1e-6
+    save_file(weights, wrong / "model.safetensors", metadata={"format": "pt"})
+    done = run_python(LOAD, wrong, "AutoModel", tensors, "", check=False)
+    assert done.returncode == 1 and "AssertionError" in done.stderr
+
+
+def test_config_opens(head_checkpoint, run_python, tmp_path):
+    folder, _ = head_checkpoint
+    code = """
+import sys
+from transformers import AutoConfig
+config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(config).__module__.startswith("transformers_modules.")
+config.save_pretrained(sys.argv[2])
+"""
+    run_python(code, folder, tmp_path)
+    saved, again = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
+    assert {key: again[key] for key in saved if key != "auto_map"} == {
+        key: value for key, value in saved.items() if key != "auto_map"
+    }
+    assert again["auto_map"]["AutoConfig"] == saved["auto_map"]["AutoConfig"]
+    assert (tmp_path / "configuration_axial.py").is_file()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    paths = [tmp_path / f"picture-{number}.png" for number in range(2)]
+    for path in paths:
+        pixels = torch.randint(256, (13, 17, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path)
+    return paths
+
+
+@pytest.fixture
+def processor():
+    return AxialImageProcessor(size={"height": 10, "width": 9}, image_mean=[0.1, 0.2, 0.3])
+
+
+def test_image_processor_opens_and_is_saved_again(processor, pictures, run_python, tmp_path):
+    code = """
+import sys
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor
+folder, expected, again, *pictures = sys.argv[1:]
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+pixel_values = processor([Image.open(path) for path in pictures], return_tensors="pt").pixel_values
+assert torch.equal(pixel_values, load_file(expected)["pixel_values"])
+processor.save_pretrained(again)
+print("equal")
+"""
+    pixel_values = processor([Image.open(path) for path in pictures], return_tensors="pt").pixel_values
+    assert pixel_values.shape == (2, 3, 10, 9)
+    save_file({"pixel_values": pixel_values}, tmp_path / "expected.safetensors")
+    processor.save_pretrained(tmp_path / "first")
+    for folder, again in (("first", "second"), ("second", "third")):
+        arguments = (tmp_path / folder, tmp_path / "expected.safetensors", tmp_path / again, *pictures)
+        assert "equal" in run_python(code, *arguments).stdout
+    names = ["image_processing_axial.py", "preprocessor_config.json"]
+    for folder in ("first", "second", "third"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+
+
+def test_pipeline_from_a_bare_folder(processor, pictures, run_python, tmp_path):
+    torch.manual_seed(0)
+    config = make_config(**CONFIGS["plane"], id2label={0: "zero", 1: "one", 2: "two"})
+    model = AxialForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        inputs = processor([Image.open(path) for path in pictures], return_tensors="pt")
+        probabilities = model(**inputs).logits.softmax(-1)
+    code = """
+import json, sys
+from transformers import pipeline
+folder, *pictures = sys.argv[1:]
+classify = pipeline("image-classification", model=folder, trust_remote_code=True)
+print(json.dumps([classify(path) for path in pictures]))
+"""
+    found = json.loads(run_python(code, tmp_path / "model", *pictures).stdout.splitlines()[-1])
+    assert len(found) == 2
+    for scores, expected in zip(found, probabilities, strict=True):
+        assert [score["label"] for score in scores] == [
+            config.id2label[i] for i in expected.argsort(descending=True).tolist()
+        ]
+        torch.testing.assert_close(
+            torch.tensor([score["score"] for score in scores]), expected.sort(descending=True).values
+        )
+
+
+# Loads a checkpoint on two ranks, splits its parameters over them, and saves what both hold together.
+SAVE_FROM_FSDP2 = """
+import os, sys
+import torch
+import torch.distributed as dist
+
+
+def main(rank, folder, again, rendezvous):
+    os.environ["HF_MODULES_CACHE"] += f"-{rank}"  # both would copy the same files at the same time
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForImageClassification
+
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for layer in model.axial.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert type(model).__module__.startswith("torch."), type(model)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model.save_pretrained(again, is_main_process=rank == 0, state_dict=get_model_state_dict(model, options=options))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(main, sys.argv[1:], nprocs=2)
+"""
+
+
+@pytest.mark.distributed
+def test_model_split_by_fsdp2_saves_its_own_code(head_checkpoint, run_python, tmp_path):
+    folder, tensors = head_checkpoint
+    run_python(SAVE_FROM_FSDP2, folder, tmp_path / "again", tmp_path / "rendezvous")
+    assert_whole(tmp_path / "again")
+    assert opens(run_python, tmp_path / "again", HEAD, tensors, "")
