@@ -9,7 +9,8 @@ README lists under "Coming from axial_attention" is repaired.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -32,8 +33,8 @@ def channel_dim(name: str, index: int, num_dimensions: int) -> int:
     num_dims = num_dimensions + 2
     if index % num_dims == 0 or not -num_dims <= index < num_dims:
         raise ValueError(
-            f"{name}={index} must be the place of the channels in (batch, {num_dimensions} axes, channels) or any order "
-            f"of axes and channels: 1 to {num_dims - 1}, or -1 to {1 - num_dims}. Dimension 0 is the batch."
+            f"{name}={index} must be the dimension of the channels among {num_dims} (batch, {num_dimensions} axes, "
+            f"channels): 1 to {num_dims - 1}, or -1 to {1 - num_dims}. Dimension 0 is the batch."
         )
     return index % num_dims
 
@@ -59,7 +60,7 @@ class AxialPositionalEmbedding(nn.Module):
         ValueError: for an `emb_dim_index` that is none, and for inputs that do not fit or exceed a table.
     """
 
-    def __init__(self, dim: int, shape: tuple[int, ...], emb_dim_index: int = 1):
+    def __init__(self, dim: int, shape: Sequence[int], emb_dim_index: int = 1):
         super().__init__()
         self.dim = dim
         self.emb_dim_index = channel_dim("emb_dim_index", emb_dim_index, len(shape))
@@ -80,8 +81,8 @@ class AxialPositionalEmbedding(nn.Module):
             table, length = self.get_parameter(f"param_{axis}"), x.shape[axis_dim]
             if length > table.shape[axis_dim]:
                 raise ValueError(
-                    f"The input has {length} positions along axis {axis}, the positional table {table.shape[axis_dim]}: "
-                    f"make the table for the largest input (shape), or the input smaller; got {tuple(x.shape)}."
+                    f"The input has {length} positions along axis {axis}, the positional table only "
+                    f"{table.shape[axis_dim]}: make it with the shape of the largest input, got {tuple(x.shape)}."
                 )
             x = x + table.narrow(axis_dim, 0, length)
         return x
@@ -152,18 +153,20 @@ def by_blocks_of_lines(
     """
     shape = hidden_states.shape
     lines = hidden_states.view(shape[: axis + 1].numel(), shape[axis + 1], shape[axis + 2 : -1].numel(), shape[-1])
-    num_lines = max(1, BLOCK_TOKENS // max(1, lines.shape[1]))
-    if lines.shape[0] * lines.shape[2] <= num_lines:
-        return function(lines).view(shape)
-    output = None
-    for start in range(0, lines.shape[0], max(1, num_lines // lines.shape[2])):
-        rows = slice(start, start + max(1, num_lines // lines.shape[2]))
-        for first in range(0, lines.shape[2], num_lines):
-            columns = slice(first, first + num_lines)
-            block = function(lines[rows, :, columns])
-            if output is None:
-                output = torch.empty_like(lines, dtype=block.dtype)
-            output[rows, :, columns] = block
+    columns_at_once = max(1, BLOCK_TOKENS // max(1, lines.shape[1]))
+    rows_at_once = max(1, columns_at_once // max(1, lines.shape[2]))
+    places = [
+        (slice(row, row + rows_at_once), slice(column, column + columns_at_once))
+        for row in range(0, max(1, lines.shape[0]), rows_at_once)
+        for column in range(0, max(1, lines.shape[2]), columns_at_once)
+    ]
+    blocks = (function(lines[rows, :, columns]) for rows, columns in places)
+    first = next(blocks)
+    if len(places) == 1:
+        return first.view(shape)
+    output = torch.empty_like(lines, dtype=first.dtype)  # the dtype that autocast chose
+    for (rows, columns), block in zip(places, itertools.chain([first], blocks), strict=True):
+        output[rows, :, columns] = block
     return output.view(shape)
 
 
@@ -304,8 +307,8 @@ class ResidualBlock(nn.ModuleList):
 class ResidualBlocks(nn.Module):
     """Takes residual functions two by two and runs them through an executor of `reversible.py`.
 
-    `executor_class` may be changed at any time: `TwoStream` has the same numbers as `RebuiltTwoStream`, and is faster in
-    training for the price of storing the activations.
+    `executor_class` may be changed at any time: `TwoStream` gives the same numbers as `RebuiltTwoStream`, and is faster
+    in training for the price of storing the activations.
     """
 
     def __init__(self, functions: list[nn.Module], reversible: bool):
@@ -348,14 +351,14 @@ class AxialImageTransformer(nn.Module):
         dim_heads: int | None = None,
         dim_index: int = 1,
         reversible: bool = True,
-        axial_pos_emb_shape: tuple[int, ...] | None = None,
+        axial_pos_emb_shape: Sequence[int] | None = None,
         num_dimensions: int = 2,
     ):
         super().__init__()
         if not 1 <= num_dimensions <= 3:
             raise ValueError(
-                f"num_dimensions={num_dimensions} must be 1, 2 or 3, as the feed-forward is a convolution; AxialModel with "
-                'feed_forward="mlp" takes any number of axes.'
+                f"num_dimensions={num_dimensions} must be 1, 2 or 3, as the feed-forward is a convolution; "
+                'AxialModel with feed_forward="mlp" takes any number of axes.'
             )
         if axial_pos_emb_shape is not None and len(axial_pos_emb_shape) != num_dimensions:
             raise ValueError(
@@ -388,7 +391,7 @@ class AxialImageTransformerModel(CodeCarryingModel):
     config: AxialImageTransformerConfig
     base_model_prefix = "axial_image_transformer"
     main_input_name = "feature_maps"
-    input_modalities = ("image",)
+    input_modalities = "image"
     _no_split_modules = ["AxialPositionalEmbedding", "ReversibleBlock", "ResidualBlock"]
     _can_compile_fullgraph = True
     code_auto_map = {
@@ -412,8 +415,8 @@ class AxialImageTransformerModel(CodeCarryingModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # The seed's initial weights are PyTorch's own, which every module with parameters draws itself.
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
     @can_return_tuple
     @auto_docstring

@@ -114,7 +114,9 @@ def test_preset_by_path(tmp_path):
     path.write_text('{"model_type": "axial", "image_size": [10, 21], "patch_size": [2, 3]}')
     expected = AxialConfig(image_size=[10, 21], patch_size=[2, 3])
     assert load_preset(path) == load_preset(str(path)) == expected
-    assert load_preset(path, hidden_size=192) == AxialConfig(image_size=[10, 21], patch_size=[2, 3], hidden_size=192)
+    for overrides in ({"hidden_size": 192}, {"image_size": [4, 9]}):
+        expected = AxialConfig(**{"image_size": [10, 21], "patch_size": [2, 3], **overrides})
+        assert load_preset(path, **overrides) == expected
 
 
 @pytest.mark.parametrize("name", list_presets())

@@ -643,6 +643,24 @@ def test_autocast_of_backward_does_not_leak_into_functions():
     assert error(reference, run(trunk, x, RebuiltTwoStream, backward=backward)) <= 1e-6
 
 
+def test_autocasts_cache_of_backward_is_not_used():
+    """It holds weights cast without a graph here, with which f and g would save other tensors."""
+    trunk, x = make(dtype=torch.float32)
+
+    def forward(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return trunk(x)
+
+    def backward(loss):
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                trunk(x)
+            loss.backward()
+
+    reference = run(trunk, x, TwoStream, forward=forward, backward=backward)
+    assert error(reference, run(trunk, x, RebuiltTwoStream, forward=forward, backward=backward)) <= 1e-3
+
+
 @pytest.mark.parametrize("depth", [1, 6, 24, 64])
 def test_pure_bfloat16_is_no_further_from_the_truth_than_stored(depth):
     """Sums of streams are kept in float32: so it is closer to the truth than stored streams in bfloat16 would be."""
@@ -720,6 +738,18 @@ def test_the_users_random_stream_is_untouched(executor_class):
     square(output).backward()
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(output, expected[0]) and torch.equal(torch.randn(3), expected[1])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_random_state_is_only_kept_for_functions_that_drew(dropout, monkeypatch):
+    trunk, x = make(dropout=dropout)
+    trunk.layers[0].eval()
+    trunk.executor_class = RebuiltTwoStream
+    loss = square(trunk(x))
+    calls = []
+    monkeypatch.setattr(torch, "set_rng_state", calls.append)
+    loss.backward()
+    assert len(calls) == (5 * 2 * 2 if dropout else 0)  # layers, f and g, set and put back
 
 
 def test_random_state_is_restored_when_a_function_fails():

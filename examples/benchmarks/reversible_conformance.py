@@ -2,22 +2,23 @@
 
     python examples/benchmarks/reversible_conformance.py [--output results.md] [--quick]
 
-Every package gets the same pairs (f, g) and the same data, and its gradients are compared with those of the plain network
-x = (x, x), y1 = x1 + f(x2), y2 = x2 + g(y1), mean, written out here, in which autograd stores everything. A cell holds the
-relative error of the whole gradient (all parameters and the input), or the exception that was raised; "yes" marks what is
-within the bar, "NO" what is not, "-" what a package has no interface for. Where dropout draws, the plain network is given
-the very masks that the package used in its forward pass.
+Every package gets the same pairs (f, g) and the same data, and its gradients are compared with those of the plain
+network, written out here: streams (x, x), y1 = x1 + f(x2), y2 = x2 + g(y1), their mean, everything stored. A cell holds
+the relative error of the whole gradient (all parameters and the input), or the exception that was raised; "yes" marks
+what is within the bar, "NO" what is not, "-" what a package has no interface for. Where dropout draws, the plain
+network is given the very masks that the package used in its forward pass.
 
 axial_attention is in the `test` extra. The other two are in none, as memcnn would install torchvision beside them:
 
     pip install --no-deps memcnn==1.5.2 RevTorch==0.2.4
 
-They run with the options that serve them best here: memcnn with preserve_rng_state=True and num_bwd_passes=3, RevTorch with
-fix_random_seed=True and eagerly_discard_variables=False. `--quick` leaves out the cases that start processes.
+They run with the options that serve them best here: memcnn with preserve_rng_state=True and num_bwd_passes=3, RevTorch
+with fix_random_seed=True and eagerly_discard_variables=False. `--quick` leaves out the cases on two ranks.
 """
 
 import argparse
 import copy
+import importlib
 import importlib.metadata
 import json
 import math
@@ -31,6 +32,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -89,18 +91,18 @@ def feed_forward(hidden: int, dropout: float) -> nn.Sequential:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the packages: each a module made from pairs (f, g) that takes x (B, H, W, hidden) and gives the two streams as one tensor
-# (B, 2 H, W, hidden), or their mean if that is all the package offers
+# the packages: each a module made from pairs (f, g) that takes x (B, H, W, hidden) and gives the two streams as one
+# tensor (B, 2 H, W, hidden), or their mean if that is all the package offers
 
 
 class Plain(nn.Module):
     def __init__(self, pairs):
         super().__init__()
-        self.layers = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
+        self.f, self.g = (nn.ModuleList(functions) for functions in zip(*pairs, strict=True))
 
     def states(self, x):
         x1, x2 = x, x
-        for f, g in self.layers:
+        for f, g in zip(self.f, self.g, strict=True):
             x1 = x1 + f(x2)
             x2 = x2 + g(x1)
             yield torch.cat([x1, x2], 1)
@@ -153,12 +155,17 @@ class AxialAttention(nn.Module):
 
 class MemCNN(nn.Module):
     def __init__(self, pairs):
-        from memcnn import AdditiveCoupling, InvertibleModuleWrapper
-
+        memcnn = importlib.import_module("memcnn")
         super().__init__()
         options = {"keep_input": False, "keep_input_inverse": False, "preserve_rng_state": True, "num_bwd_passes": 3}
-        couplings = (AdditiveCoupling(f, g, split_dim=1) for f, g in pairs)
-        self.layers = nn.ModuleList(InvertibleModuleWrapper(coupling, **options) for coupling in couplings)
+        couplings = (memcnn.AdditiveCoupling(f, g, split_dim=1) for f, g in pairs)
+        self.layers = nn.ModuleList(memcnn.InvertibleModuleWrapper(coupling, **options) for coupling in couplings)
+
+    def states(self, x):
+        x = torch.cat([x, x], 1)
+        for layer in self.layers:
+            x = layer(x)
+            yield x
 
     def forward(self, x):
         x = torch.cat([x, x], 1)
@@ -169,12 +176,11 @@ class MemCNN(nn.Module):
 
 class RevTorch(nn.Module):
     def __init__(self, pairs):
-        from revtorch import ReversibleBlock, ReversibleSequence
-
+        revtorch = importlib.import_module("revtorch")
         super().__init__()
-        blocks = (ReversibleBlock(f, g, split_along_dim=1, fix_random_seed=True) for f, g in pairs)
+        blocks = (revtorch.ReversibleBlock(f, g, split_along_dim=1, fix_random_seed=True) for f, g in pairs)
         self.layers = nn.ModuleList(blocks)
-        self.sequence = ReversibleSequence(self.layers, eagerly_discard_variables=False)
+        self.sequence = revtorch.ReversibleSequence(self.layers, eagerly_discard_variables=False)
 
     def forward(self, x):
         return self.sequence(torch.cat([x, x], 1))
@@ -208,16 +214,20 @@ class Model(nn.Module):
         self.example = torch.randn(2, *GRID, hidden).to(dtype)
 
     def streams(self, x):
-        return self.trunk(self.stem(x))
+        return self.trunk(self.stem(x).to(x.dtype))  # float32 under autocast
 
     def forward(self, x):
         streams = self.streams(x)
-        return self.head(streams if self.trunk_class in ONLY_MEAN else (sum(streams.chunk(2, 1)) / 2).to(x.dtype))
+        return self.head(streams if self.trunk_class in ONLY_MEAN else mean(streams))
 
     def weights(self):
         """In the same order for every package."""
         parts = [self.stem, *(part for pair in self.pairs for part in pair), self.head]
         return [parameter for part in parts for parameter in part.parameters()]
+
+
+def mean(streams: Tensor) -> Tensor:
+    return streams.unflatten(1, (2, -1)).mean(1)
 
 
 def square(output: Tensor) -> Tensor:
@@ -238,10 +248,14 @@ def gradients(model: Model, step: Callable, masks=(), input_requires_grad=True, 
     return [tensor.grad for tensor in (*model.weights(), x)]
 
 
+class MissingGradients(Exception):
+    """The number of gradients that are None, and of those that the plain network has."""
+
+
 def error(reference, found) -> float:
     missing = sum(f is None for r, f in zip(reference, found, strict=True) if r is not None)
     if missing:
-        raise RuntimeError(f"{missing} of {sum(r is not None for r in reference)} gradients are missing")
+        raise MissingGradients(f"{missing} of {sum(r is not None for r in reference)}")
     pairs = [(r.double(), f.double()) for r, f in zip(reference, found, strict=True) if r is not None]
     return math.sqrt(sum((r - f).square().sum() for r, f in pairs) / sum(r.square().sum() for r, _ in pairs))
 
@@ -306,7 +320,7 @@ def hooks(model, x):
 
 def hidden_states(model, x, depths):
     states = list(model.trunk.states(model.stem(x)))
-    sum(square(sum(states[depth].chunk(2, 1)) / 2) for depth in depths).backward()
+    square(torch.cat([mean(states[depth]) for depth in depths])).backward()
 
 
 def freeze(model, parts):
@@ -357,22 +371,26 @@ def running_statistics(trunk_class):
     except ValueError as refused:
         return "running statistics" in str(refused), "refused"
     square(output).backward()
-    return norm.num_batches_tracked.item() == 1, f"{norm.num_batches_tracked.item()} updates"
+    updates = int(norm.state_dict()["num_batches_tracked"])
+    return updates == 1, f"{updates} updates"
 
 
 def random_stream(trunk_class):
     """The user's generator: as in the plain network after forward, and unmoved by backward."""
-    states = []
-    for model in (Model(trunk_class, dropout=0.3), Model(Plain, dropout=0.3)):
-        torch.manual_seed(1)
-        loss = square(model(model.example.requires_grad_()))
-        states.append(torch.get_rng_state())
-        if model.trunk_class is trunk_class:
-            loss.backward()
-            after = torch.get_rng_state()
-    untouched = torch.equal(states[0], states[1]), torch.equal(states[0], after)
-    moved = " and ".join(name for name, same in zip(("forward", "backward"), untouched, strict=True) if not same)
-    return all(untouched), f"moved by {moved}" if moved else "untouched"
+    model, plain = Model(trunk_class, dropout=0.3), Model(Plain, dropout=0.3)
+    torch.manual_seed(1)
+    plain(plain.example)
+    expected = torch.get_rng_state()
+    torch.manual_seed(1)
+    loss = square(model(model.example.requires_grad_()))
+    forward = torch.get_rng_state()
+    loss.backward()
+    moved = [
+        name
+        for name, before, after in (("forward", expected, forward), ("backward", forward, torch.get_rng_state()))
+        if not torch.equal(before, after)
+    ]
+    return not moved, f"moved by {' and '.join(moved)}" if moved else "untouched"
 
 
 def pure_bfloat16(trunk_class, depth=24):
@@ -381,7 +399,7 @@ def pure_bfloat16(trunk_class, depth=24):
     for seed in range(3):
         model, plain = (Model(cls, depth, dtype=torch.bfloat16, seed=seed) for cls in (trunk_class, Plain))
         truth = copy.deepcopy(plain)
-        truth.pairs = [tuple(layer) for layer in truth.trunk.layers]
+        truth.pairs = list(zip(truth.trunk.f, truth.trunk.g, strict=True))
         truth.example = model.example.double()
         reference = gradients(truth.double(), once)
         distances.append([error(reference, gradients(each, once)) for each in (model, plain)])
@@ -390,35 +408,38 @@ def pure_bfloat16(trunk_class, depth=24):
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that were alive at once in storages made under it."""
+    """The most bytes that were alive at once in storages made under it; `apart` lists tensors not to count."""
 
-    def __init__(self):
+    def __init__(self, apart):
         super().__init__()
+        self.apart = {tensor.untyped_storage() for tensor in apart}
         self.sizes, self.peak = {}, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = id(storage)
-                if key not in self.sizes:
-                    self.sizes[key] = (weakref.ref(storage, lambda _, key=key: self.sizes.pop(key)), storage.nbytes())
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage not in self.apart and id(storage) not in self.sizes:
+                watch = weakref.ref(storage, partial(self.forget, id(storage)))
+                self.sizes[id(storage)] = watch, storage.nbytes()
         self.peak = max(self.peak, sum(size for _, size in self.sizes.values()))
         return output
 
+    def forget(self, key, _):
+        del self.sizes[key]
+
 
 def peak_bytes(trunk_class, depth):
+    """Of one training step, without weights and their gradients."""
     model = Model(trunk_class, depth, hidden=32)
     for weight in model.weights():
         weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
-    weights = sum(weight.numel() * 4 for weight in model.weights())
-    with LiveBytes() as live:
+    with LiveBytes(model.weights()) as live:
         once(model, model.example.requires_grad_())
-    return live.peak - weights
+    return live.peak
 
 
-def memory_slope(trunk_class):
+def memory_growth(trunk_class):
     """Growth of the peak from depth 4 to depth 32, as a share of what the plain network grows."""
     growth, plain = (peak_bytes(cls, 32) - peak_bytes(cls, 4) for cls in (trunk_class, Plain))
     return growth <= 0.05 * plain, f"{growth / plain:.1%}"
@@ -444,17 +465,12 @@ def step_time(trunk_class, dropout, bar):
 
 
 def drift(trunk_class, depth, bar):
-    """Largest difference between what any f took in forward and when it ran again, float32, unit variance at the start."""
+    """Largest difference between what any f took in forward and when it ran again; float32."""
     model, seen = Model(trunk_class, depth), []
-    handles = [
+    for index, (f, _) in enumerate(model.pairs):
         f.register_forward_pre_hook(lambda f, args, index=index: seen.append((index, args[0].detach())))
-        for index, (f, _) in enumerate(model.pairs)
-    ]
-    # some packages call f.forward, past the hooks: they are left out
     gradients(model, once)
-    for handle in handles:
-        handle.remove()
-    first = dict(seen[:depth])
+    first = dict(seen[:depth])  # nothing where a package calls f.forward, past the hooks
     again = [(value - first[index]).abs().max().item() for index, value in seen[depth:]]
     return (max(again) <= bar, f"{max(again):.1e}") if again else None
 
@@ -489,9 +505,9 @@ def cases():
     yield "bfloat16, depth 24, from float64 truth", pure_bfloat16, None
     yield "BatchNorm inside f", running_statistics, None
     yield "torch.compile of f and g", partial(against_plain, prepare=compile_pairs), 1e-6
-    yield "activation memory growth with depth", memory_slope, None
-    yield "step time, no dropout", partial(step_time, dropout=0.0, bar=1.45), None
-    yield "step time, dropout", partial(step_time, dropout=0.1, bar=1.6), None
+    yield "growth of activation memory with depth, over plain", memory_growth, None
+    yield "step time, no dropout, over plain", partial(step_time, dropout=0.0, bar=1.45), None
+    yield "step time, dropout, over plain", partial(step_time, dropout=0.1, bar=1.6), None
     for depth, bar in ((12, 3e-6), (48, 1e-5), (96, 2e-5)):
         yield f"largest drift of a stream, depth {depth}", partial(drift, depth=depth, bar=bar), None
 
@@ -508,93 +524,101 @@ def cell(function, trunk_class, bar) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# two ranks: this file runs as a script once per rank
+# processes: this file runs itself, once per package for the cases above, and once per rank for those on two ranks
 
 
-def wrap(model, case):
-    if case.startswith("DDP"):
-        from torch.nn.parallel import DistributedDataParallel
-
-        options = {name: True for name in ("find_unused_parameters", "static_graph") if name in case}
-        return DistributedDataParallel(model, **options)
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.trunk.layers if case.endswith("layer") else ():
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
-
-
-DISTRIBUTED = ["DDP", "DDP find_unused_parameters", "DDP static_graph", "DDP no_sync", "FSDP2 root", "FSDP2 per layer"]
+DDP = ["DDP", "DDP, find_unused_parameters", "DDP, static_graph", "DDP, no_sync"]
+FSDP2 = ["FSDP2, root", "FSDP2, per layer"]
 
 
 def rank_main(rank, folder, package, case):
-    """Two steps on this rank against the mean over the ranks of what the plain network gives; rank 0 writes the cell."""
+    """Two steps on this rank against the mean over ranks of what the plain network gives; rank 0 writes the cell."""
     import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+    from torch.nn.parallel import DistributedDataParallel
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
 
     def step(model, x):
         x = torch.randn(x.shape, generator=torch.Generator().manual_seed(rank))
-        if case == "DDP no_sync" and hasattr(model, "no_sync"):
-            with model.no_sync():
-                once(model, x)
-            return once(model, x)
-        once(model, x)
+        with model.no_sync() if case == DDP[3] and hasattr(model, "no_sync") else nullcontext():
+            once(model, x)
         once(model, x)
 
     def distributed(trunk_class):
-        model, plain = Model(trunk_class), Model(Plain)
-        reference = gradients(plain, step, input_requires_grad=False)[:-1]
-        for gradient in reference:
-            dist.all_reduce(gradient)
-            gradient /= 2
-        wrapped = wrap(model, case)
-        step(wrapped, model.example)
-        found = [weight.grad for weight in model.parameters()]
-        order = {id(weight): index for index, weight in enumerate(model.parameters())}
-        if case.startswith("FSDP2"):
-            found = [gradient if gradient is None else gradient.full_tensor() for gradient in found]
-            names = {name: gradient for (name, _), gradient in zip(model.named_parameters(), found, strict=True)}
-            found = [names[name] for name in weight_names]
+        model = Model(trunk_class)
+        reference = gradients(Model(Plain), step, input_requires_grad=False)[:-1]
+        for gradient in filter(torch.is_tensor, reference):
+            dist.all_reduce(gradient, dist.ReduceOp.SUM)
+            gradient.div_(2)
+        if case in DDP:
+            find_unused, static = case == DDP[1], case == DDP[2]
+            wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused, static_graph=static)
         else:
-            found = [found[order[id(weight)]] for weight in model.weights()]
-        return error(reference, found)
+            for layer in model.trunk.layers if case == FSDP2[1] else ():
+                fully_shard(layer, mesh=mesh)
+            wrapped = fully_shard(model, mesh=mesh)
+        step(wrapped, model.example)
+        found = [weight.grad for weight in model.weights()]
+        return error(reference, [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in found])
 
-    probe = Model(PACKAGES[package])
-    by_id = {id(weight): name for name, weight in probe.named_parameters()}
-    weight_names = [by_id[id(weight)] for weight in probe.weights()]
     text = cell(distributed, PACKAGES[package], 1e-6)
     if rank == 0:
         Path(folder, "cell.json").write_text(json.dumps(text))
     os._exit(0)  # a package that raised half-way may have left the other rank waiting
 
 
+def in_processes(number, *arguments) -> bool:
+    """Runs this file `number` times at once, as ranks 0, 1, ... of a case; False if that takes too long."""
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **os.environ}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, __file__, "--child"]
+    children = [subprocess.Popen([*command, str(rank), *arguments], env=environment, **quiet) for rank in range(number)]
+    try:
+        for child in children:
+            child.wait(timeout=600)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    return True
+
+
 def two_ranks(package, case) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **os.environ}
-        command = [sys.executable, __file__, "--rank"]
-        ranks = [
-            subprocess.Popen(
-                [*command, str(rank), folder, package, case],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for rank in range(2)
-        ]
-        try:
-            for rank in ranks:
-                rank.wait(timeout=120)
-        except subprocess.TimeoutExpired:
-            return "NO hangs"
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+        ended = in_processes(2, folder, package, case)
         written = Path(folder, "cell.json")
-        return json.loads(written.read_text()) if written.exists() else "NO the process died"
+        if written.exists():
+            return json.loads(written.read_text())
+        return "NO process died" if ended else "NO hangs"
+
+
+def column(package) -> list[str]:
+    """The cells of all cases, in a process of its own, which is started again after a case that kills it."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "cells.jsonl")
+        written.touch()
+        total = len(list(cases()))
+        while (done := len(written.read_text().splitlines())) < total:
+            in_processes(1, folder, package, str(done))
+            if len(written.read_text().splitlines()) < total:
+                append(written, "NO process died")
+        return [json.loads(line) for line in written.read_text().splitlines()]
+
+
+def column_main(folder, package, first):
+    for _, function, bar in list(cases())[int(first) :]:
+        append(Path(folder, "cells.jsonl"), cell(function, PACKAGES[package], bar))
+
+
+def append(path, text):
+    with path.open("a") as file:
+        file.write(json.dumps(text) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -602,48 +626,44 @@ def two_ranks(package, case) -> str:
 
 def hardware() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    models = (
-        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
-    )
-    name = models[0].split(":")[1].strip() if models else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="also write the table to this file")
-    parser.add_argument("--quick", action="store_true", help="without the cases that start processes")
-    parser.add_argument("--rank", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="without the cases on two ranks")
+    parser.add_argument("--child", nargs=4, metavar=("RANK", "FOLDER", "PACKAGE", "CASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    if arguments.rank:
-        rank, *rest = arguments.rank
-        rank_main(int(rank), *rest)
+    if arguments.child:
+        rank, folder, package, case = arguments.child
+        return column_main(folder, package, case) if case.isdecimal() else rank_main(int(rank), folder, package, case)
 
-    versions = {package: version(package) for package in PACKAGES}
+    names = [name for name, *_ in cases()] + [f"{case}, 2 ranks" for case in DDP + FSDP2]
+    table = {}
+    for package in PACKAGES:
+        number = version(package)
+        print(f"{package} {number or ('' if number == '' else 'is not installed')}", file=sys.stderr)
+        cells = ["not installed"] * len(names)
+        if number is not None:
+            cells = column(package) + (["-"] * 6 if arguments.quick else [two_ranks(package, c) for c in DDP + FSDP2])
+        table[f"{package} {number or ''}".strip()] = cells
+    command = " ".join(["python", f"examples/benchmarks/{Path(__file__).name}", *sys.argv[1:]])
     lines = [
         "# Conformance of reversible backbones",
         "",
-        f"{hardware()}; torch {torch.__version__}; Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}; "
-        f"`python examples/benchmarks/{Path(__file__).name}`",
+        f"{hardware()}; torch {torch.__version__}; Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}; `{command}`",
         "",
-        "Relative error of the whole gradient against the plain network, or what was raised. "
-        + (__doc__ or "").split("\n\n")[2],
+        (__doc__ or "").split("\n\n")[2],
         "",
-        "| case | " + " | ".join(f"{package} {number or ''}".strip() for package, number in versions.items()) + " |",
-        "|---|" + "---|" * len(PACKAGES),
+        f"| case | {' | '.join(table)} |",
+        "|---|" + "---|" * len(table),
     ]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, *cells in zip(names, *table.values(), strict=True)]
     print("\n".join(lines))
-
-    def row(name, make_cell):
-        cells = [make_cell(package) if versions[package] is not None else "not installed" for package in PACKAGES]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
-
-    for name, function, bar in cases():
-        row(name, lambda package, function=function, bar=bar: cell(function, PACKAGES[package], bar))
-    for case in () if arguments.quick else DISTRIBUTED:
-        row(f"{case}, 2 ranks", lambda package, case=case: two_ranks(package, case))
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
 

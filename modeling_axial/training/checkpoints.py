@@ -23,18 +23,21 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+NAME = re.compile("checkpoint-(0|[1-9][0-9]*)")
 
 
 # ---- one checkpoint folder ----
 
 
-def checkpoint_step(path: Path) -> int | None:
-    """The step in a name `checkpoint-<step>`; None for any other name."""
-    match = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", path.name)
-    return int(match[1]) if match else None
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in the name of a folder `checkpoint-<step>`; `ValueError` for any other name."""
+    match = NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"a checkpoint is a folder named checkpoint-<step>, got {checkpoint}")
+    return int(match[1])
 
 
-def describe_checkpoint(folder: Path, step: int | None) -> dict:
+def describe_checkpoint(folder: Path, step: int) -> dict:
     """What the manifest of a folder has to say: its step, and size and SHA-256 of each file but the manifest."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
@@ -79,8 +82,8 @@ def verify_checkpoint(checkpoint: str | os.PathLike) -> None:
 
 def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
     """The folders `checkpoint-<step>` in `folder`, earliest step first, whether they verify or not."""
-    steps = {path: checkpoint_step(path) for path in Path(folder).glob("checkpoint-*") if path.is_dir()}
-    return sorted((path for path, step in steps.items() if step is not None), key=lambda path: steps[path])
+    found = [path for path in Path(folder).glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
 
 
 def newest_valid_checkpoint(folder: str | os.PathLike) -> Path | None:
@@ -186,12 +189,12 @@ def save_state(accelerator: Accelerator, folder: str | os.PathLike, step: int, t
     `accelerator.save_state` into a new `folder/checkpoint-<step>`. To be called by all processes, after a whole
     optimizer step; `folder` must be one folder for all of them.
     """
-    staged = [stage_checkpoint(folder) if accelerator.is_main_process else None]
+    staged = [str(stage_checkpoint(folder)) if accelerator.is_main_process else ""]
     broadcast_object_list(staged)
-    accelerator.save_state(str(staged[0]))
+    accelerator.save_state(staged[0])
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        commit_checkpoint(staged[0], step, total_limit)
+        commit_checkpoint(Path(staged[0]), step, total_limit)
     accelerator.wait_for_everyone()
 
 

@@ -358,6 +358,12 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
 # Which checkpoint to start from
 
 
+def test_a_checkpoint_under_another_name_is_refused(tmp_path):
+    save(tmp_path, 7).rename(tmp_path / "best")
+    with pytest.raises(ValueError, match="a checkpoint is a folder named checkpoint-<step>, got .*best"):
+        find_checkpoint(tmp_path, str(tmp_path / "best"))
+
+
 def test_where_a_run_starts(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -1,0 +1,99 @@
+"""The training script on two processes: the same run as on one, and as safe from kills."""
+
+import subprocess
+import sys
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from modeling_axial.training import read_metrics
+from tests.conftest import ROOT
+from tests.examples.test_train_image_classification import SCRIPT, assert_same_run, inputs, pictures_arguments, train
+
+__all__ = ["inputs"]  # a fixture
+
+TWO_PROCESSES = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"),
+    f"--config_file={ROOT / 'configuration' / 'accelerate' / 'two_cpu_processes.yaml'}",
+]
+
+
+LONGER = ["--num_train_epochs=8"]  # two steps each
+
+
+def without(arguments, *names):
+    return [argument for argument in arguments if argument.removeprefix("--").partition("=")[0] not in names]
+
+
+def launch(script, arguments):
+    """(exit code, all that was printed)"""
+    done = subprocess.run(
+        [*TWO_PROCESSES, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "run"
+    exit_code, printed = launch(SCRIPT, [*pictures_arguments(inputs, folder), *LONGER])
+    assert exit_code == 0, printed
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
+    """Of one with the same global batch; without dropout, whose masks differ."""
+    config = tmp_path / "config.json"
+    config.write_text((inputs / "pictures.json").read_text().replace("0.1", "0.0"))
+    losses = {}
+    for name, batch_size in {"one": 4, "two": 2}.items():
+        arguments = [
+            *without(pictures_arguments(inputs, tmp_path / name), "config_name", "per_device_train_batch_size"),
+            f"--config_name={config}",
+            f"--per_device_train_batch_size={batch_size}",
+            "--learning_rate=0.01",
+        ]
+        exit_code, printed = train(*arguments) if name == "one" else launch(SCRIPT, arguments)
+        assert exit_code == 0, printed
+        losses[name] = read_metrics(tmp_path / name / "metrics.jsonl")
+    assert len(losses["one"]) == 9  # two steps an epoch, of 12 and 8 pictures
+    for one, two in zip(losses["one"], losses["two"], strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_killed_processes_resume_bit_for_bit(unbroken, inputs, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*pictures_arguments(inputs, folder), *LONGER, "--resume_from_checkpoint=latest"]
+    killed = tmp_path / "killed.py"
+    killed.write_text(
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "from tests.examples.test_train_image_classification import SCRIPT, set_trap\n"
+        "set_trap('state written', 6)\n"
+        "runpy.run_path(str(SCRIPT), run_name='__main__')\n"
+    )
+    exit_code, printed = launch(killed, arguments)
+    assert exit_code == 1 and "SIGKILL" in printed, printed
+    assert sorted(path.name for path in folder.glob("*checkpoint*"))[0] == "checkpoint-3"
+    assert list(folder.glob("unfinished-checkpoint-*"))
+    exit_code, printed = launch(SCRIPT, arguments)
+    assert exit_code == 0 and f"Resuming from {folder}/checkpoint-3." in printed, printed
+    assert_same_run(folder, unbroken)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configuration" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_launch_configurations_are_read(path):
+    config = load_config_from_file(str(path))
+    expected = {
+        "one_cpu": ("NO", 1),
+        "two_cpu_processes": ("MULTI_GPU", 2),
+        "multi_gpu": ("MULTI_GPU", 4),
+        "fsdp2": ("FSDP", 4),
+    }
+    assert (config.distributed_type.value, config.num_processes) == expected[path.stem]
+    assert path.stem != "fsdp2" or config.fsdp_config["fsdp_version"] == 2
+    assert path.stem in ("one_cpu", "two_cpu_processes") or "Not run yet" in path.read_text()
