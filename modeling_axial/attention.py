@@ -241,8 +241,8 @@ class AxialAttentionCore(nn.Module):
         )
 
 
-class AxialCrossAttention(nn.Module):
-    """Multi-head attention along one grid axis, from one grid to another whose length along that axis may differ."""
+class AxialAttentionProjections(nn.Module):
+    """The weights of multi-head attention along one grid axis, and what is done with them."""
 
     def __init__(self, config: AxialConfig, axis: int):
         super().__init__()
@@ -255,7 +255,7 @@ class AxialCrossAttention(nn.Module):
         self.core = AxialAttentionCore(config, axis)
         self.o_proj = nn.Linear(inner_size, config.hidden_size)
 
-    def forward(
+    def attend(
         self,
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor,
@@ -283,9 +283,17 @@ class AxialCrossAttention(nn.Module):
         return self.o_proj(output.flatten(-2))
 
 
-class AxialSelfAttention(AxialCrossAttention):
+class AxialSelfAttention(AxialAttentionProjections):
     """Multi-head self-attention along one grid axis: (B, *G, hidden_size) -> (B, *G, hidden_size)."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """`mask`, `rotations` and `output_attentions` as in `AxialCrossAttention`."""
-        return super().forward(hidden_states, hidden_states, **kwargs)
+        """`mask`, `rotations` and `output_attentions` as in `attend`."""
+        return self.attend(hidden_states, hidden_states, **kwargs)
+
+
+class AxialCrossAttention(AxialAttentionProjections):
+    """Multi-head attention along one grid axis, from one grid to another whose length along that axis may differ."""
+
+    def forward(self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Arguments as in `attend`."""
+        return self.attend(hidden_states, key_value_states, **kwargs)

@@ -18,7 +18,7 @@ from .set_attention import InducedAxialAttention
 def make_axes(config: AxialConfig) -> nn.ModuleList:
     """What mixes each axis: induced set attention where the axis has inducing points, full attention elsewhere."""
     return nn.ModuleList(
-        AxialSelfAttention(config, axis) if points is None else InducedAxialAttention(config, axis)
+        AxialSelfAttention(config, axis) if points is None else InducedAxialAttention(config, axis, points)
         for axis, points in enumerate(config.inducing_points)
     )
 

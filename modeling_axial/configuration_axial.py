@@ -165,9 +165,9 @@ class StrictConfig(PreTrainedConfig):
         overrides = {key: kwargs.pop(key) for key in cls._field_names() if key in kwargs}
         # transformers would replace a method by a keyword of its name.
         unused = {key: kwargs.pop(key) for key in list(kwargs) if hasattr(cls, key) and not cls._is_known(key)}
-        config, others = super().from_dict(
-            {**config_dict, **overrides, "_unknown_keys": "warn"}, return_unused_kwargs=True, **kwargs
-        )
+        config_dict = {**config_dict, **overrides, "_unknown_keys": "warn"}
+        config_and_unused: Any = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config, others = config_and_unused
         config.validate()
         unused |= others
         if return_unused_kwargs:  # transformers hands these to the model's constructor, which refuses unknown ones

@@ -69,7 +69,7 @@ class AxialPreTrainedModel(CodeCarryingModel):
     code_auto_map = AUTO_MAP
     base_model_prefix = "axial"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["AxialEmbeddings", "AxialLayer"]
     _supports_sdpa = True

@@ -15,9 +15,9 @@ from .modeling_axial import AxialModel, AxialPreTrainedModel
 class AxialForImageClassification(AxialPreTrainedModel):
     def __init__(self, config: AxialConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.axial = AxialModel(config)
-        self.classifier = nn.Linear(config.pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(config.pooled_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
 
     @can_return_tuple

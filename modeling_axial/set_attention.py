@@ -21,10 +21,10 @@ class InducedAxialAttention(nn.Module):
     L². Without positions on that axis it is equivariant to permutations along it; rotary positions do not apply to it.
     """
 
-    def __init__(self, config: AxialConfig, axis: int):
+    def __init__(self, config: AxialConfig, axis: int, num_points: int):
         super().__init__()
         self.axis = axis
-        self.points = nn.Parameter(torch.empty(config.inducing_points[axis], config.hidden_size))
+        self.points = nn.Parameter(torch.empty(num_points, config.hidden_size))
         self.points_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gather = AxialCrossAttention(config, axis)
         self.induced_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -40,7 +40,7 @@ class InducedAxialAttention(nn.Module):
         """`mask`: boolean (B, *G), False cells are read by no point. `rotations` is accepted and has no use here."""
         faster_axes = [1] * (hidden_states.dim() - self.axis - 3)
         points = self.points.view(*[1] * (self.axis + 1), -1, *faster_axes, self.points.shape[-1])
-        gathered = self.gather(self.points_norm(points), hidden_states, mask, output_attentions=output_attentions)
+        gathered = self.gather(self.points_norm(points), hidden_states, mask=mask, output_attentions=output_attentions)
         return self.scatter(hidden_states, self.induced_norm(points + gathered), output_attentions=output_attentions)
 
 
@@ -64,6 +64,7 @@ class AttentionPooling(nn.Module):
         """`mask`: boolean (B, *G), False cells do not count."""
         cells = hidden_states.flatten(1, -2)
         seeds = self.seeds[None]
-        pooled = seeds + self.attention(self.seeds_norm(seeds), cells, None if mask is None else mask.flatten(1))
+        mask = None if mask is None else mask.flatten(1)
+        pooled = seeds + self.attention(self.seeds_norm(seeds), cells, mask=mask)
         pooled = pooled + self.mlp(self.mlp_norm(pooled))
         return self.norm(pooled).flatten(1)

@@ -42,7 +42,7 @@ def reference_cross_attention(attention, hidden_states, key_value_states, axis, 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("grid, axis", [((7,), 0), ((5, 7), 0), ((5, 7), 1), ((2, 7, 5), 1)])
 def test_induced_attention_written_out(grid, axis, masked):
-    module = redrawn(InducedAxialAttention(make_config(grid), axis))
+    module = redrawn(InducedAxialAttention(make_config(grid), axis, 3))
     hidden_states = states(2, *grid, 8)
     mask = states(2, *grid, seed=5) > -0.5 if masked else None
     points = module.points.view(3, *[1] * (len(grid) - axis - 1), 8).expand(
@@ -73,7 +73,7 @@ def test_attention_pooling_written_out(masked):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_induced_attention_is_equivariant_to_permutations_along_its_axis(axis):
-    module, hidden_states = redrawn(InducedAxialAttention(make_config((5, 7)), axis)), states(2, 5, 7, 8)
+    module, hidden_states = redrawn(InducedAxialAttention(make_config((5, 7)), axis, 3)), states(2, 5, 7, 8)
     order = torch.randperm((5, 7)[axis], generator=torch.Generator().manual_seed(3))
     permuted = hidden_states.index_select(axis + 1, order)
     expected = module(hidden_states).index_select(axis + 1, order)
@@ -91,7 +91,7 @@ def test_attention_pooling_is_invariant_to_permutations_of_the_cells():
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_receptive_field_of_induced_attention_is_its_line(axis):
     grid, position = (2, 5, 3), (1, 2, 0)
-    reached = receptive_field(InducedAxialAttention(make_config(grid), axis), (1, *grid, 8), position)
+    reached = receptive_field(InducedAxialAttention(make_config(grid), axis, 3), (1, *grid, 8), position)
     expected = torch.zeros(grid, dtype=torch.bool)
     expected[tuple(slice(None) if number == axis else position[number] for number in range(3))] = True
     assert torch.equal(reached, expected)
@@ -100,7 +100,7 @@ def test_receptive_field_of_induced_attention_is_its_line(axis):
 def test_scores_grow_linearly_with_the_length_of_an_induced_axis():
     counts = []
     for length in (16, 32, 64):
-        module, lengths = redrawn(InducedAxialAttention(make_config((length,)), 0)), []
+        module, lengths = redrawn(InducedAxialAttention(make_config((length,)), 0, 3)), []
         for attention in (module.gather, module.scatter):
             attention.core.register_forward_hook(
                 lambda core, inputs, output, lengths=lengths: lengths.append(inputs[0].shape[1] * inputs[1].shape[1])
