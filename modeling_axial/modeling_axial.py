@@ -132,7 +132,8 @@ class AxialModel(AxialPreTrainedModel):
         the points read and what the cells read from them.
         """
         hidden_states = self.embeddings(pixel_values)
-        if torch.is_autocast_enabled(hidden_states.device.type):
+        device_type = hidden_states.device.type
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             hidden_states = hidden_states.float()  # residual streams keep full precision
         rotations = None if self.rotary_embedding is None else self.rotary_embedding(hidden_states)
         mask = None if attention_mask is None else _grid_mask(attention_mask, hidden_states)

@@ -11,6 +11,7 @@ from axial_attention.axial_attention import PermuteToFrom, PreNorm, calculate_pe
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModel
 
@@ -179,6 +180,7 @@ def test_induced_set_attention(dim_heads):
     x = randn(2, 7, 6)
     expected = answering(x, reading(ours.queries.repeat(2, 1, 1), x))
     assert_same(ours(x), expected)
+    assert ours.queries.shape == (1, 3, 6) and 0.3 < ours.queries.std() < 3
     order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
     assert_same(ours(x[:, order]), expected[:, order])
     gradients = outputs_and_gradients(ours, x)
@@ -288,6 +290,22 @@ def test_backward_in_eval_mode():
     transformer, x = make_transformer().eval(), randn(2, 6, 5, 3)
     for gradient, expected in zip(gradients(transformer, x), gradients(make_transformer(), x), strict=True):
         assert torch.equal(gradient, expected)
+
+
+def test_activations_are_dropped_in_forward():
+    x = randn(2, 6, 5, 3)
+    for transformer, dropped in ((make_transformer(), True), (stored(make_transformer()), False)):
+        storages = []
+        for module in transformer.modules():
+            if isinstance(module, nn.LeakyReLU):
+                module.register_forward_hook(
+                    lambda module, inputs, output, storages=storages: storages.append(
+                        StorageWeakRef(output.untyped_storage())
+                    )
+                )
+        output = transformer(x)
+        assert [storage.expired() for storage in storages] == [dropped] * 6
+        output.sum().backward()
 
 
 def test_autocast():

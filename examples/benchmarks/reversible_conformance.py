@@ -516,7 +516,7 @@ def cell(function, trunk_class, bar) -> str:
     try:
         result = function(trunk_class)
     except Exception as raised:  # the table is to show what each package raises
-        return f"NO {type(raised).__name__}: {' '.join(str(raised).split())[:60]}".replace("|", "/")
+        return f"NO {type(raised).__name__}: {' '.join(str(raised).split())[:50]}".replace("|", "/")
     if result is None:
         return "-"
     verdict, text = result if isinstance(result, tuple) else (result <= bar, f"{result:.1e}")
@@ -651,11 +651,11 @@ def main():
         if number is not None:
             cells = column(package) + (["-"] * 6 if arguments.quick else [two_ranks(package, c) for c in DDP + FSDP2])
         table[f"{package} {number or ''}".strip()] = cells
-    command = " ".join(["python", f"examples/benchmarks/{Path(__file__).name}", *sys.argv[1:]])
     lines = [
         "# Conformance of reversible backbones",
         "",
-        f"{hardware()}; torch {torch.__version__}; Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}; `{command}`",
+        f"{hardware()}; torch {torch.__version__}; Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}; "
+        f"`python examples/benchmarks/{Path(__file__).name}{' --quick' if arguments.quick else ''}`",
         "",
         (__doc__ or "").split("\n\n")[2],
         "",

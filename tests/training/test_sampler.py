@@ -53,6 +53,17 @@ def test_what_the_processes_leave_out_changes_every_epoch():
     assert len(left_out) > 5
 
 
+def test_each_position_has_a_generator_of_its_own_and_all_processes_the_same():
+    draws = {}
+    for process_index in (0, 1):
+        sampler = ResumableSampler(6, 0, process_index, num_processes=2)
+        draws[process_index] = []
+        while sampler.epoch < 3:
+            draws[process_index].append(torch.rand((), generator=sampler.generator()).item())
+            sampler.advance(2)
+    assert draws[0] == draws[1] and len(set(draws[0])) == 9
+
+
 def test_global_random_numbers_are_left_alone():
     before = torch.get_rng_state()
     sampler = ResumableSampler(20, seed=0)
