@@ -4,7 +4,16 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from .attention import AxialSelfAttention, axial_attention
 from .configuration_axial import AxialConfig
+from .configuration_image_transformer import AxialImageTransformerConfig
 from .image_processing_axial import AxialImageProcessor, read_image
+from .image_transformer import (
+    AxialAttention,
+    AxialImageTransformer,
+    AxialImageTransformerModel,
+    AxialPositionalEmbedding,
+    InducedSetAttention,
+    SelfAttention,
+)
 from .modeling_axial import AxialModel, AxialPreTrainedModel
 from .modeling_axial_heads import AxialForImageClassification
 from .reversible import OneStream, RebuiltTwoStream, TwoStream
@@ -14,26 +23,37 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionPooling",
+    "AxialAttention",
     "AxialConfig",
     "AxialForImageClassification",
     "AxialImageProcessor",
+    "AxialImageTransformer",
+    "AxialImageTransformerConfig",
+    "AxialImageTransformerModel",
     "AxialModel",
+    "AxialPositionalEmbedding",
     "AxialPreTrainedModel",
     "AxialSelfAttention",
     "InducedAxialAttention",
+    "InducedSetAttention",
     "OneStream",
     "RebuiltTwoStream",
+    "SelfAttention",
     "TwoStream",
     "axial_attention",
     "read_image",
 ]
 
 AutoConfig.register("axial", AxialConfig)
+AutoConfig.register("axial_image_transformer", AxialImageTransformerConfig)
 AutoImageProcessor.register(AxialConfig, image_processor_classes={"pil": AxialImageProcessor})
 AutoModel.register(AxialConfig, AxialModel)
+AutoModel.register(AxialImageTransformerConfig, AxialImageTransformerModel)
 AutoModelForImageClassification.register(AxialConfig, AxialForImageClassification)
 
 # What `save_pretrained` writes next to the weights, so that checkpoints open with trust_remote_code=True.
 AxialConfig.register_for_auto_class()
+AxialImageTransformerConfig.register_for_auto_class()
 AxialModel.register_for_auto_class("AutoModel")
+AxialImageTransformerModel.register_for_auto_class("AutoModel")
 AxialForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -381,7 +381,9 @@ class AxialImageTransformer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_input(x, self.dim, self.dim_index, self.num_dimensions)
         hidden_states = self.pos_emb(x).movedim(self.dim_index, -1).contiguous()
-        if torch.is_autocast_enabled(x.device.type):  # residual streams keep full precision
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            # Residual streams keep full precision.
             hidden_states = hidden_states.to(torch.promote_types(x.dtype, torch.float32))
         return self.layers(hidden_states).movedim(-1, self.dim_index).contiguous()
 

@@ -163,21 +163,21 @@ class _Streams:
         if not hasattr(streams, "after") and (held[0]._version, held[1]._version) != streams.versions:
             raise ValueError("the last streams were changed in place, but backward rebuilds from them: change a copy")
         for streams in reversed(missing):
-            held = streams.run_f(restore=False)
+            held = streams.run_f()
         return held
 
-    def run_g(self, restore: bool = True) -> Tensor:
-        """Runs g(y1) again for what it saves, if `restore`, and for x2 = y2 - g(y1)."""
+    def run_g(self) -> Tensor:
+        """Runs g(y1) again, for what it saves and for x2 = y2 - g(y1)."""
         y1, y2 = self.after.get()
-        output = self.g.run_again(y1, restore)
+        output = self.g.run_again(y1)
         if self.second is None:
             self.second = y2 - output
         return self.second
 
-    def run_f(self, restore: bool = True) -> tuple[Tensor, Tensor]:
-        """Runs f(x2) again for what it saves, if `restore`, and for x1 = y1 - f(x2)."""
-        x2 = self.run_g(restore=False) if self.second is None else self.second
-        output = self.f.run_again(x2, restore)
+    def run_f(self) -> tuple[Tensor, Tensor]:
+        """Runs f(x2) again, for what it saves and for x1 = y1 - f(x2)."""
+        x2 = self.run_g() if self.second is None else self.second
+        output = self.f.run_again(x2)
         if self.held is None:
             y1, _ = self.after.get()
             self.held = y1 - output, x2
@@ -222,15 +222,15 @@ class _Call:
             raise ValueError("f and g must not change their input in place: the stream changes with it; change a copy")
         return output
 
-    def run_again(self, x: Tensor, restore: bool) -> Tensor:
-        """The output of function(x) without a graph; if `restore`, with all that it saves in `restored`."""
+    def run_again(self, x: Tensor) -> Tensor:
+        """The output of function(x) without a graph, and in `restored` all that it saves."""
         x = x.detach().to(dtype=self.dtype).requires_grad_(self.requires_grad)
         indices = count()
         with ExitStack() as conditions:
             conditions.enter_context(torch.enable_grad())
             for kind, dtype, enabled in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
-                    # without the cache: it may hold weights that were cast without a graph
+                    # without the cache, which would keep all cast weights until backward's own region ends
                     conditions.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
             if self.random_states is not None:
                 cpu_state, *device_states = self.random_states
@@ -239,7 +239,7 @@ class _Call:
                 torch.set_rng_state(cpu_state)
                 for state in device_states:
                     torch.get_device_module(x.device).set_rng_state(state, x.device)
-            with saved_tensors_hooks(partial(self.pack_again, indices, x, restore), lambda tensor: tensor):
+            with saved_tensors_hooks(partial(self.pack_again, indices, x), lambda tensor: tensor):
                 output = self.function(x).detach()
         saved = next(indices)
         if saved != len(self.marks):
@@ -256,12 +256,12 @@ class _Call:
         return self, index, run_again
 
     @torch.compiler.disable
-    def pack_again(self, indices: Iterator[int], x: Tensor, restore: bool, tensor: Tensor) -> Tensor:
-        index, tensor_again = next(indices), tensor.detach()
-        if restore and index < len(self.marks):
+    def pack_again(self, indices: Iterator[int], x: Tensor, tensor: Tensor) -> Tensor:
+        index = next(indices)
+        if index < len(self.marks):
             _compare(self.marks[index], _mark(tensor, self.origin, x))
-            self.restored[index] = tensor_again
-        return tensor_again
+        self.restored[index] = tensor.detach()
+        return self.restored[index]
 
 
 def _unpack(saved: tuple[_Call, int, Callable[[], object]]) -> Tensor:

@@ -307,6 +307,27 @@ def test_fine_tuning_with_other_classes(unbroken, inputs, tmp_path):
     assert list(config["id2label"].values()) == ["blue", "green", "red"] and config["image_size"] == 28
 
 
+def test_accumulated_batches_count_as_one(inputs, tmp_path):
+    """Also at the end of an epoch, in 3 + 3 + 2 instead of 8 pictures; without what draws: dropout and augmentation."""
+    config = tmp_path / "config.json"
+    config.write_text((inputs / "pictures.json").read_text().replace("0.1", "0.0"))
+    lines = {}
+    for batch_size, batches in ((12, 1), (3, 4)):
+        arguments = [
+            *pictures_arguments(inputs, tmp_path / str(batches)),
+            f"--config_name={config}",
+            f"--per_device_train_batch_size={batch_size}",
+            f"--gradient_accumulation_steps={batches}",
+            *("--augment_scale=0", "--augment_shear=0"),
+        ]
+        exit_code, printed = train(*arguments)
+        assert exit_code == 0, printed
+        lines[batches] = read_metrics(tmp_path / str(batches) / "metrics.jsonl")
+    assert len(lines[1]) == 9  # two steps an epoch
+    for one, several in zip(lines[1], lines[4], strict=True):
+        assert several == pytest.approx(one, rel=1e-4)
+
+
 def test_a_recipe_and_bf16(inputs, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"config_name: {inputs / 'pictures.json'}\nnum_train_epochs: 1\nmixed_precision: bf16\n")

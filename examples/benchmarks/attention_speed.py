@@ -1,0 +1,263 @@
+"""How fast, and in how much memory, is the drop-in against the package it replaces?
+
+    python examples/benchmarks/attention_speed.py [--cases image latents] [--passes forward] [--compile] > result.md
+
+Runs the examples of the README of axial_attention (extra `test`) with the package and with this project: the same
+weights and input, eager, float32, equal results checked first, both alternating in one process, medians over pairs.
+
+- seed / ours: seconds of axial_attention over ours, from the CPU seconds of one thread and from wall-clock time with
+  `--threads` threads. Other load on a machine moves the second much more than the first.
+- over kernels: our CPU seconds over those of its matrix products, convolutions and attentions, each timed alone in this
+  run on contiguous data of the same shapes.
+- over limit: our CPU seconds over the time its floating-point operations take at the rate of a large matrix product,
+  measured in this run. Convolutions can beat that rate.
+- memory: growth of the peak resident memory over the state before the call, in a fresh process each (Linux only).
+
+Floating-point operations count what is executed, so the rebuilt activations of the reversible transformer count.
+"""
+
+import argparse
+import datetime
+import functools
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling_axial import RebuiltTwoStream, TwoStream
+
+VIDEO = {"dim": 128, "dim_index": 2, "heads": 8, "num_dimensions": 3}
+# name: (class, its arguments, shape of the input); the large ones only where they are asked for
+CASES = {
+    "image": ("AxialAttention", {"dim": 3, "dim_index": 1, "dim_heads": 32, "heads": 1}, (1, 3, 256, 256)),
+    "latents": ("AxialAttention", {"dim": 512, "dim_index": -1, "heads": 8}, (1, 20, 20, 512)),
+    "latents-8": ("AxialAttention", {"dim": 512, "dim_index": -1, "heads": 8}, (8, 20, 20, 512)),
+    "video-64": ("AxialAttention", VIDEO, (1, 5, 128, 64, 64)),
+    "transformer": ("AxialImageTransformer", {"dim": 128, "depth": 12}, (1, 128, 64, 64)),
+    "transformer-plain": ("AxialImageTransformer", {"dim": 128, "depth": 12, "reversible": False}, (1, 128, 64, 64)),
+    "video-256": ("AxialAttention", VIDEO, (1, 5, 128, 256, 256)),
+    "transformer-512": ("AxialImageTransformer", {"dim": 128, "depth": 12}, (1, 128, 512, 512)),
+    "tiny": ("AxialImageTransformer", {"dim": 8, "depth": 2}, (1, 8, 7, 5)),
+}
+LARGE = ("video-256", "transformer-512", "tiny")
+
+
+def make(package: str, case: str) -> nn.Module:
+    name, arguments, _ = CASES[case]
+    if package == "seed":
+        import axial_attention as module
+    else:
+        import modeling_axial as module
+    torch.manual_seed(0)  # both packages draw the same weights from it
+    return getattr(module, name)(**arguments)
+
+
+def make_input(case: str) -> torch.Tensor:
+    return torch.randn(CASES[case][2], generator=torch.Generator().manual_seed(1))
+
+
+def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return module(x)
+
+
+def training_step(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    module.zero_grad()
+    x = x.detach().requires_grad_()
+    module(x).square().mean().backward()
+    return x.grad
+
+
+PASSES = {"forward": forward, "training step": training_step}
+
+
+# Time
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    torch.set_num_threads(1)
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+def wall_seconds(run: Callable[[], object], threads: int) -> float:
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(runs: tuple[Callable, Callable], clock: Callable, pairs: int) -> tuple[float, float, float]:
+    """(seconds of the first, seconds of the second, their ratio), medians over alternating pairs."""
+    measured = [[clock(run) for run in runs] for _ in range(pairs)]
+    first, second = (statistics.median(column) for column in zip(*measured, strict=True))
+    return first, second, statistics.median(a / b for a, b in measured)
+
+
+# Memory
+
+
+def added_memory(package: str, case: str, pass_name: str, threads: int) -> float:
+    """MiB that one call adds to the peak resident memory, in a fresh process."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--measure-memory", package, case, pass_name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_memory(package: str, case: str, pass_name: str) -> float:
+    module, x = make(package, case), make_input(case)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of the imports
+    before = resident_memory("VmRSS")
+    PASSES[pass_name](module, x)
+    return resident_memory("VmHWM") - before
+
+
+def resident_memory(field: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
+
+
+# What the machine allows
+
+
+def matrix_product_rate() -> float:
+    """Floating-point operations per CPU second of one thread in a product of 2048 x 2048 matrices."""
+    matrix = torch.randn(2048, 2048)
+    return 2 * 2048**3 / min(cpu_seconds(lambda: matrix @ matrix) for _ in range(7))
+
+
+def rebuilds_activations(module: nn.Module) -> bool:
+    """Whether a training step of the module runs its forward pass twice."""
+    return getattr(getattr(module, "layers", None), "executor_class", None) is RebuiltTwoStream
+
+
+def count_operations(module: nn.Module, x: torch.Tensor, run: Callable) -> int:
+    """Floating-point operations of run(module, x), counted without computing anything."""
+    again = 0
+    if rebuilds_activations(module):
+        module.layers.executor_class = TwoStream  # no random state to keep where nothing is computed
+        again = count_operations(module, x, forward) if run is training_step else 0
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run(module.to("meta"), x.to("meta"))
+    return counter.get_total_flops() + again
+
+
+def find_kernels(module: nn.Module, x: torch.Tensor) -> Counter:
+    """How often module(x) calls each kernel: {(kind of kernel, shapes of its operands): calls}."""
+    kernels = Counter()
+
+    def attend(query, key, value, **options):
+        kernels["attention", query.shape, key.shape, value.shape] += 1
+        return torch.empty_like(query)
+
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            part.register_forward_hook(
+                lambda part, inputs, output: kernels.update([(type(part).__name__, inputs[0].shape, part.weight.shape)])
+            )
+    with mock.patch.object(nn.functional, "scaled_dot_product_attention", attend):
+        module.to("meta")(x.to("meta"))
+    return kernels
+
+
+def kernel_seconds(kernel: tuple, training: bool, repeats: int = 5) -> tuple[float, float]:
+    """CPU seconds of one kernel alone, the least of several runs: (forward, forward and backward if training else 0)."""
+    kind, *shapes = kernel
+    if kind == "attention":
+        # heads beside each other in memory, as projections leave them
+        operands = [torch.randn(shape).transpose(1, 2).contiguous().transpose(1, 2) for shape in shapes]
+        function = nn.functional.scaled_dot_product_attention
+    elif kind == "Linear":
+        operands, function = [torch.randn(shape) for shape in shapes], nn.functional.linear
+    else:
+        operands = [torch.randn(shape) for shape in shapes]
+        operands[0] = operands[0].movedim(1, -1).contiguous().movedim(-1, 1)
+        convolution = {"Conv1d": nn.functional.conv1d, "Conv2d": nn.functional.conv2d, "Conv3d": nn.functional.conv3d}
+        function = functools.partial(convolution[kind], padding=1)
+    with torch.no_grad():
+        output = function(*operands)
+        forward_time = min(cpu_seconds(lambda: function(*operands)) for _ in range(repeats))
+    if not training:
+        return forward_time, 0.0
+    operands = [operand.requires_grad_() for operand in operands]
+    both = functools.partial(lambda: torch.autograd.grad(function(*operands), operands, output))
+    return forward_time, min(cpu_seconds(both) for _ in range(repeats))
+
+
+def kernels_time(case: str, training: bool) -> float:
+    module = make("ours", case)
+    rebuilt = rebuilds_activations(module)
+    total = 0.0
+    for kernel, calls in find_kernels(module, make_input(case)).items():
+        forward_time, both_times = kernel_seconds(kernel, training)
+        total += calls * (both_times + rebuilt * forward_time if training else forward_time)
+    return total
+
+
+# The report
+
+COLUMNS = (
+    "case, pass | seed / ours, CPU of 1 thread | seed / ours, wall | CPU of 1 thread, s: seed, ours | "
+    "wall, s: seed, ours | memory, MiB: seed, ours | over kernels | over limit"
+)
+
+
+def measure(case: str, pass_name: str, rate: float, options: argparse.Namespace) -> str:
+    """One row of the table."""
+    x, run = make_input(case), PASSES[pass_name]
+    modules = [make(package, case) for package in ("seed", "ours")]
+    if options.compile:
+        modules = [torch.compile(module) for module in modules]
+    runs = tuple(functools.partial(run, module, x) for module in modules)
+    torch.testing.assert_close(runs[1](), runs[0](), rtol=1e-3, atol=1e-4)  # and both are warm
+    cpu = compare(runs, cpu_seconds, options.pairs)
+    wall = compare(runs, functools.partial(wall_seconds, threads=options.threads), options.pairs)
+    cells = [f"{case}, {pass_name}", f"**{cpu[2]:.2f}**", f"**{wall[2]:.2f}**", f"{cpu[0]:.3f}, {cpu[1]:.3f}"]
+    cells.append(f"{wall[0]:.3f}, {wall[1]:.3f}")
+    if options.compile:
+        return " | ".join([*cells, "-", "-", "-"])
+    memory = [added_memory(package, case, pass_name, options.threads) for package in ("seed", "ours")]
+    limit = count_operations(make("ours", case), x, run) / rate
+    kernels = kernels_time(case, training=run is training_step)
+    cells += [f"{memory[0]:.0f}, {memory[1]:.0f}", f"{cpu[1] / kernels:.2f}", f"{cpu[1] / limit:.2f}"]
+    return " | ".join(cells)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[case for case in CASES if case not in LARGE])
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--pairs", type=int, default=7, help="alternating pairs of measurements")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for wall-clock time")
+    parser.add_argument("--compile", action="store_true", help="both through torch.compile, times only")
+    parser.add_argument("--measure-memory", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure_memory:
+        torch.set_num_threads(options.threads)
+        return print(measure_memory(*options.measure_memory))
+    rate = matrix_product_rate()
+    print(
+        f"{platform.processor() or platform.machine()}, PyTorch {torch.__version__}, {datetime.date.today()}, "
+        f"wall-clock with {options.threads} thread(s), {'compiled' if options.compile else 'eager'}, medians of {options.pairs} "
+        f"pairs, matrix product {rate / 1e9:.0f} GFLOP/s on one thread:\n"
+        f"`python {' '.join(['examples/benchmarks/attention_speed.py', *(arguments or sys.argv[1:])])}`\n\n"
+        f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}",
+        flush=True,
+    )
+    for case in options.cases:
+        for pass_name in options.passes:
+            print(f"| {measure(case, pass_name, rate, options)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
