@@ -101,7 +101,7 @@ def draw_predictions(
             )
     if isinstance(model, AxialForImageClassification):
         _draw_attention(bottom, model, torch.stack([dataset[index][0] for index in spread[:: COLUMNS - 3]]))
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
 def _draw_attention(figure, model: AxialForImageClassification, pixel_values: torch.Tensor) -> None:

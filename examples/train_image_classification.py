@@ -12,6 +12,7 @@ the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints 
 import math
 import re
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -303,6 +304,9 @@ def main() -> None:
         print(*loading_lines(run.output_dir), sep="\n")
         lock.release()
     accelerator.wait_for_everyone()  # the process group must not end while another rank still uses it
+    # Nor while its threads still let go of tensors: they wait for the interpreter, and its destructor, which holds the
+    # interpreter, for them. Seen once in dozens of runs on a busy machine.
+    time.sleep(0.5)
     accelerator.end_training()
 
 

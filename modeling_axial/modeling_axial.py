@@ -159,7 +159,8 @@ class AxialModel(AxialPreTrainedModel):
         )
 
     def _make_executor(self) -> OneStream | TwoStream:
-        if self.executor_class is RebuiltTwoStream and self.is_gradient_checkpointing and self.training:
+        checkpointed = self.training and any(layer.gradient_checkpointing for layer in self.layers)
+        if self.executor_class is RebuiltTwoStream and checkpointed:
             logger.warning_once(
                 "Gradient checkpointing stores the streams between all layers. Without it a reversible model rebuilds "
                 "them and needs less memory."

@@ -22,9 +22,11 @@ itself and writes `.grad`. Parameters are inputs of an ordinary graph, so what w
 that needs no gradient, frozen parts, `torch.autograd.grad`, hooks, double backward, accumulation, DDP, FSDP2. f and g
 run again under the autocast and random state of their first run, in eval mode as well.
 
-What f and g must do: keep the shape, leave their input unchanged, and do the same when run again. As they do run again,
-forward hooks inside them fire twice, and running statistics are refused. A custom Function inside them must keep its
-tensors by `save_for_backward`, or they stay in memory.
+What f and g must do: keep the shape, leave their input unchanged, and do the same when run again, drawing from nothing
+but the default generators of the CPU and of their input's device. As they do run again, forward hooks inside them fire
+twice, and running statistics are refused. A custom Function inside them must keep its tensors by `save_for_backward`,
+or they stay in memory. With FSDP2 around each layer the loss must depend on the last layer: a layer that no gradient
+reaches is not gathered, so it cannot be run again.
 """
 
 from collections.abc import Callable, Iterator
@@ -89,8 +91,8 @@ class RebuiltTwoStream(TwoStream):
     """`TwoStream` with the activations rebuilt in backward: the same numbers, in the memory of one pair.
 
     Streams that were changed between two pairs end one chain of rebuilt pairs and begin the next, at the cost of
-    keeping two streams. Without gradients this is `TwoStream`; inside `torch.compile` too (to have both, compile f and
-    g).
+    keeping two streams. Without gradients this is `TwoStream`, and inside `torch.compile` too: to have both, compile f
+    and g.
     """
 
     def __init__(self) -> None:
@@ -169,9 +171,7 @@ class _Streams:
     def run_g(self) -> Tensor:
         """Runs g(y1) again, for what it saves and for x2 = y2 - g(y1)."""
         y1, y2 = self.after.get()
-        output = self.g.run_again(y1)
-        if self.second is None:
-            self.second = y2 - output
+        self.second = y2 - self.g.run_again(y1)
         return self.second
 
     def run_f(self) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,16 @@ def resident_memory(field: str) -> float:
 # What the machine allows
 
 
+def processor() -> str:
+    """The name of the processor, and how many of it there are."""
+    names = [
+        line.partition(": ")[2]
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
 def matrix_product_rate() -> float:
     """Floating-point operations per CPU second of one thread in a product of 2048 x 2048 matrices."""
     matrix = torch.randn(2048, 2048)
@@ -171,7 +181,7 @@ def find_kernels(module: nn.Module, x: torch.Tensor) -> Counter:
 
 
 def kernel_seconds(kernel: tuple, training: bool, repeats: int = 5) -> tuple[float, float]:
-    """CPU seconds of one kernel alone, the least of several runs: (forward, forward and backward if training else 0)."""
+    """CPU seconds of one kernel alone, least of several runs: (forward, forward and backward if training else 0)."""
     kind, *shapes = kernel
     if kind == "attention":
         # heads beside each other in memory, as projections leave them
@@ -233,7 +243,7 @@ def measure(case: str, pass_name: str, rate: float, options: argparse.Namespace)
     return " | ".join(cells)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[case for case in CASES if case not in LARGE])
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
@@ -247,10 +257,9 @@ def main(arguments: list[str] | None = None) -> None:
         return print(measure_memory(*options.measure_memory))
     rate = matrix_product_rate()
     print(
-        f"{platform.processor() or platform.machine()}, PyTorch {torch.__version__}, {datetime.date.today()}, "
-        f"wall-clock with {options.threads} thread(s), {'compiled' if options.compile else 'eager'}, medians of {options.pairs} "
-        f"pairs, matrix product {rate / 1e9:.0f} GFLOP/s on one thread:\n"
-        f"`python {' '.join(['examples/benchmarks/attention_speed.py', *(arguments or sys.argv[1:])])}`\n\n"
+        f"{processor()}, PyTorch {torch.__version__}, {datetime.date.today()}, matrix product {rate / 1e9:.0f} GFLOP/s "
+        f"on one thread; {'compiled' if options.compile else 'eager'}, {options.pairs} pairs, wall-clock with "
+        f"{options.threads} thread(s): `python {' '.join(['examples/benchmarks/attention_speed.py', *arguments])}`\n\n"
         f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}",
         flush=True,
     )
@@ -260,4 +269,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

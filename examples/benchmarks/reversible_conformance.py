@@ -408,25 +408,27 @@ def pure_bfloat16(trunk_class, depth=24):
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that were alive at once in storages made under it; `apart` lists tensors not to count."""
+    """Bytes of the storages made under it that are alive, and their peak; `apart` lists tensors not to count."""
 
     def __init__(self, apart):
         super().__init__()
         self.apart = {tensor.untyped_storage() for tensor in apart}
-        self.sizes, self.peak = {}, 0
+        self.storages, self.now, self.peak = {}, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-            if storage is not None and storage not in self.apart and id(storage) not in self.sizes:
-                watch = weakref.ref(storage, partial(self.forget, id(storage)))
-                self.sizes[id(storage)] = watch, storage.nbytes()
-        self.peak = max(self.peak, sum(size for _, size in self.sizes.values()))
+            if storage is not None and storage not in self.apart and id(storage) not in self.storages:
+                forget = partial(self.forget, id(storage), storage.nbytes())
+                self.storages[id(storage)] = weakref.ref(storage, forget)
+                self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
         return output
 
-    def forget(self, key, _):
-        del self.sizes[key]
+    def forget(self, key, size, _):
+        del self.storages[key]
+        self.now -= size
 
 
 def peak_bytes(trunk_class, depth):
