@@ -225,6 +225,7 @@ def compile_cases():
 @pytest.mark.slow
 @pytest.mark.parametrize("grid, mode", compile_cases())
 def test_compiled_equals_eager(grid, mode):
+    torch.compiler.reset()  # all cases share one code object, and so one limit of recompilations
     module, hidden_states = _small_attention(grid, mode), states(2, *grid, 8, dtype=torch.float32)
     compiled = torch.compile(module, fullgraph=True, dynamic=True)
     for inputs in (hidden_states, states(3, *(length + 2 for length in grid), 8, dtype=torch.float32)):

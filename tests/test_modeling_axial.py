@@ -362,6 +362,7 @@ def test_unknown_arguments_of_from_pretrained_are_refused(tmp_path):
 @pytest.mark.parametrize("reversible", [False, True])
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 def test_compiled_equals_eager(num_axes, reversible):
+    torch.compiler.reset()  # all cases share one code object, and so one limit of recompilations
     model = make_model(num_axes, reversible=reversible, dtype=torch.float32, num_hidden_layers=1)
     inputs = pixels(model.config, dtype=torch.float32)
     compiled = torch.compile(model, fullgraph=True)
