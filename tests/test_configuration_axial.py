@@ -2,7 +2,6 @@ import copy
 import inspect
 import json
 import math
-import pickle
 import re
 import warnings
 from collections import Counter
@@ -444,7 +443,6 @@ def test_equals_its_reloaded_self(tmp_path, values):
         AxialConfig(**config.to_dict()),
         AxialConfig(**config.to_diff_dict()),
         copy.deepcopy(config),
-        pickle.loads(pickle.dumps(config)),
     ]
     for number, other in enumerate(copies):
         assert other == config, number

@@ -5,6 +5,7 @@ Each rule is a function from a file to the faults it finds, and is itself tested
 """
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -371,9 +372,9 @@ def recipe(target, folder):
     """What `make target` runs in a fresh clone, without the bookkeeping of the installation."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
-    run = subprocess.run(
-        ["make", "--dry-run", "PYTHON=python3", target], cwd=folder, capture_output=True, text=True, check=True
-    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+    command = ["make", "--dry-run", "PYTHON=python3", target]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     lines = run.stdout.replace("\\\n", " ").splitlines()
     commands = [" ".join(line.rpartition(" || ")[2].replace(" --clear", "").split()) for line in lines]
     return [command for command in commands if command.split()[0] not in ("rm", "touch")]
