@@ -1,9 +1,16 @@
 """Axial attention for grids of any number of axes: models, layers and their Auto-class registration."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+)
 
 from .attention import AxialSelfAttention, axial_attention
 from .configuration_axial import AxialConfig
+from .configuration_axial_decoder import AxialDecoderConfig
 from .configuration_image_transformer import AxialImageTransformerConfig
 from .image_processing_axial import AxialImageProcessor, read_image
 from .image_transformer import (
@@ -15,6 +22,7 @@ from .image_transformer import (
     SelfAttention,
 )
 from .modeling_axial import AxialModel, AxialPreTrainedModel
+from .modeling_axial_decoder import AxialForCausalImageModeling
 from .modeling_axial_heads import AxialForImageClassification
 from .reversible import OneStream, RebuiltTwoStream, TwoStream
 from .set_attention import AttentionPooling, InducedAxialAttention
@@ -25,6 +33,8 @@ __all__ = [
     "AttentionPooling",
     "AxialAttention",
     "AxialConfig",
+    "AxialDecoderConfig",
+    "AxialForCausalImageModeling",
     "AxialForImageClassification",
     "AxialImageProcessor",
     "AxialImageTransformer",
@@ -45,15 +55,20 @@ __all__ = [
 ]
 
 AutoConfig.register("axial", AxialConfig)
+AutoConfig.register("axial_decoder", AxialDecoderConfig)
 AutoConfig.register("axial_image_transformer", AxialImageTransformerConfig)
 AutoImageProcessor.register(AxialConfig, image_processor_classes={"pil": AxialImageProcessor})
 AutoModel.register(AxialConfig, AxialModel)
+AutoModel.register(AxialDecoderConfig, AxialForCausalImageModeling)
 AutoModel.register(AxialImageTransformerConfig, AxialImageTransformerModel)
+AutoModelForCausalLM.register(AxialDecoderConfig, AxialForCausalImageModeling)
 AutoModelForImageClassification.register(AxialConfig, AxialForImageClassification)
 
 # What `save_pretrained` writes next to the weights, so that checkpoints open with trust_remote_code=True.
 AxialConfig.register_for_auto_class()
+AxialDecoderConfig.register_for_auto_class()
 AxialImageTransformerConfig.register_for_auto_class()
 AxialModel.register_for_auto_class("AutoModel")
 AxialImageTransformerModel.register_for_auto_class("AutoModel")
+AxialForCausalImageModeling.register_for_auto_class("AutoModelForCausalLM")
 AxialForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -204,10 +204,11 @@ class AxialAttentionCore(nn.Module):
     asks for them, eager attention takes over for this call. Forward hooks for attention maps hang here.
     """
 
-    def __init__(self, config: AxialConfig, axis: int):
+    def __init__(self, config: AxialConfig, axis: int, is_causal: bool = False):
         super().__init__()
         self.config = config
         self.axis = axis
+        self.is_causal = is_causal
         self.attention_dropout = config.attention_probs_dropout_prob
 
     def forward(
@@ -235,6 +236,8 @@ class AxialAttentionCore(nn.Module):
             value,
             self.axis,
             mask=mask,
+            # A lone query is the newest position, and reads all keys that there are.
+            is_causal=self.is_causal and query.shape[self.axis + 1] > 1,
             dropout=self.attention_dropout if self.training else 0.0,
             attention_interface=interface,
             module=self,
@@ -244,7 +247,7 @@ class AxialAttentionCore(nn.Module):
 class AxialAttentionProjections(nn.Module):
     """The weights of multi-head attention along one grid axis, and what is done with them."""
 
-    def __init__(self, config: AxialConfig, axis: int):
+    def __init__(self, config: AxialConfig, axis: int, is_causal: bool = False):
         super().__init__()
         self.axis = axis
         self.head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
@@ -252,7 +255,7 @@ class AxialAttentionProjections(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
-        self.core = AxialAttentionCore(config, axis)
+        self.core = AxialAttentionCore(config, axis, is_causal)
         self.o_proj = nn.Linear(inner_size, config.hidden_size)
 
     def attend(
@@ -262,6 +265,7 @@ class AxialAttentionProjections(nn.Module):
         mask: torch.Tensor | None = None,
         rotations: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None,
         output_attentions: bool = False,
+        cache=None,
     ) -> torch.Tensor:
         """
         Args:
@@ -269,6 +273,8 @@ class AxialAttentionProjections(nn.Module):
             key_value_states: (B, *G, hidden_size), what is read, of another length along the axis or the same.
             mask: boolean over `key_value_states`, broadcastable to (B, *G); False cells are read by nobody.
             rotations: (cos, sin) of the rotary positions along each axis, as `RotaryPositionEmbedding` gives them.
+            cache: where causal attention that is given one position after the other keeps keys and values: its
+                `append(attention, key, value)` returns those of all positions so far. Used if attention is causal.
         """
         split_heads = (-1, self.head_dim)  # -1: tensor parallelism shards the heads
         batch_and_grid = list(key_value_states.shape[:-1])
@@ -279,15 +285,20 @@ class AxialAttentionProjections(nn.Module):
         if rotations is not None:
             query = apply_rotary(query, *rotations[self.axis], self.axis)
             key = apply_rotary(key, *rotations[self.axis], self.axis)
+        if cache is not None and self.core.is_causal:
+            key, value = cache.append(self, key, value)
         output, _ = self.core(query, key, value, mask, output_attentions=output_attentions)
         return self.o_proj(output.flatten(-2))
 
 
 class AxialSelfAttention(AxialAttentionProjections):
-    """Multi-head self-attention along one grid axis: (B, *G, hidden_size) -> (B, *G, hidden_size)."""
+    """Multi-head self-attention along one grid axis: (B, *G, hidden_size) -> (B, *G, hidden_size).
+
+    With `is_causal`, position t of a line reads positions <= t.
+    """
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """`mask`, `rotations` and `output_attentions` as in `attend`."""
+        """`mask`, `rotations`, `output_attentions` and `cache` as in `attend`."""
         return self.attend(hidden_states, hidden_states, **kwargs)
 
 

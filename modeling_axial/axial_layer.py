@@ -1,4 +1,4 @@
-"""One layer of the trunk as a pair of residual functions: f = attention along the axes, g = feed-forward.
+"""One layer of a trunk as a pair of residual functions: f = attention along the axes, g = feed-forward.
 
 Both include their normalisation in front and their dropout behind; the executor adds the residuals.
 """
@@ -60,6 +60,19 @@ class SequentialAxialAttention(nn.Module):
         return reduce(torch.add, updates)
 
 
+class OneAxisAttention(nn.Module):
+    """f(h) = dropout(Attention_axis(norm(h))), one axis alone."""
+
+    def __init__(self, config: AxialConfig, axis: int, is_causal: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = AxialSelfAttention(config, axis, is_causal)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.dropout(self.attention(self.norm(hidden_states), **kwargs))
+
+
 ATTENTION_CLASSES = {"sum": SummedAxialAttention, "sequential": SequentialAxialAttention}
 
 
@@ -76,13 +89,13 @@ class AxialFeedForward(nn.Module):
         return self.dropout(self.net(self.norm(hidden_states)))
 
 
-class AxialLayer(GradientCheckpointingLayer):
+class ResidualPair(GradientCheckpointingLayer):
     """Runs its pair (f, g) on the residual streams through an executor of `reversible.py`."""
 
-    def __init__(self, config: AxialConfig):
+    def __init__(self, attention: nn.Module, feed_forward: nn.Module):
         super().__init__()
-        self.attention = ATTENTION_CLASSES[config.attention_mode](config)
-        self.feed_forward = AxialFeedForward(config)
+        self.attention = attention
+        self.feed_forward = feed_forward
 
     def forward(self, *streams: torch.Tensor, executor, output_hidden_states: bool = False, **kwargs):
         """One stream (B, *grid, hidden_size): returns the new stream.
@@ -98,3 +111,17 @@ class AxialLayer(GradientCheckpointingLayer):
         if len(streams) == 1:
             return streams[0]
         return executor.leave(*streams) if output_hidden_states else None, *streams
+
+
+class AxialLayer(ResidualPair):
+    """Attention along all axes, then a feed-forward."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__(ATTENTION_CLASSES[config.attention_mode](config), AxialFeedForward(config))
+
+
+class AxialBlock(ResidualPair):
+    """Attention along one axis, causal or not, then a feed-forward."""
+
+    def __init__(self, config: AxialConfig, axis: int, is_causal: bool):
+        super().__init__(OneAxisAttention(config, axis, is_causal), AxialFeedForward(config))

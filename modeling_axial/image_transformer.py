@@ -24,8 +24,10 @@ from .configuration_image_transformer import AxialImageTransformerConfig
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
 
-# Without gradients, tokens that are projected and attended at a time, so that all steps of it stay within the cache.
-BLOCK_TOKENS = 2048
+# Without gradients, tokens that are projected and attended at a time: what lies between two steps need not leave the
+# cache, and takes little memory. Smaller blocks are up to 5 % faster, but threads meet more often, and on a loaded
+# machine they then wait for each other most of the time.
+BLOCK_TOKENS = 16_384
 
 
 def channel_dim(name: str, index: int, num_dimensions: int) -> int:
@@ -226,11 +228,15 @@ class AxialAttention(nn.Module):
         return output.movedim(-1, self.dim_index).contiguous()
 
     def _attend(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.sum_axial_out:
+            for attention in self.axial_attentions:
+                hidden_states = attention(hidden_states)
+            return hidden_states
         first, *others = self.axial_attentions
-        output = first(hidden_states)
+        total = first(hidden_states).clone()  # what forward hooks have seen stays as it was
         for attention in others:
-            output = output + attention(hidden_states) if self.sum_axial_out else attention(output)
-        return output
+            total += attention(hidden_states)
+        return total
 
 
 class PreNorm(nn.Module):

@@ -1,5 +1,7 @@
 """Where a token is: learned tables per axis, or rotations by the 1-D position along the attended axis."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -11,11 +13,13 @@ class LearnedPositionEmbedding(nn.Module):
 
     The tables `axis_0`, `axis_1`, ... are (length of the native grid, hidden_size), and are resampled linearly to the
     grid at hand (cell centres aligned, edges clamped); at native size that is exact.
+
+    `grid_shape`: the native grid, if it is not that of `config`.
     """
 
-    def __init__(self, config: AxialConfig):
+    def __init__(self, config: AxialConfig, grid_shape: Sequence[int] | None = None):
         super().__init__()
-        for axis, length in enumerate(config.grid_shape):
+        for axis, length in enumerate(config.grid_shape if grid_shape is None else grid_shape):
             self.register_parameter(f"axis_{axis}", nn.Parameter(torch.empty(length, config.hidden_size)))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

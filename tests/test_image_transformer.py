@@ -252,6 +252,7 @@ def test_blocks_of_lines_keep_what_autocast_and_hooks_see(monkeypatch):
         blocks = attention(x)
     torch.testing.assert_close(blocks, whole)
     torch.testing.assert_close(seen[2:], seen[:2])
+    torch.testing.assert_close(sum(seen[:2]).movedim(-1, 1), whole)
     with torch.autocast("cpu", torch.bfloat16):
         assert attention(x).dtype == torch.bfloat16
         with torch.no_grad():

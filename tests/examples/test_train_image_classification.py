@@ -328,6 +328,23 @@ def test_accumulated_batches_count_as_one(inputs, tmp_path):
         assert several == pytest.approx(one, rel=1e-4)
 
 
+def test_every_picture_counts_the_same(inputs, tmp_path):
+    """Where the weights stay as they are, the mean loss over an epoch does not depend on how it is cut into steps."""
+    config = tmp_path / "config.json"
+    config.write_text((inputs / "pictures.json").read_text().replace("0.1", "0.0"))
+    arguments = [
+        *pictures_arguments(inputs, tmp_path / "run"),
+        f"--config_name={config}",
+        *("--augment_scale=0", "--augment_shear=0", "--learning_rate=0"),
+    ]
+    exit_code, printed = train(*arguments)
+    assert exit_code == 0, printed
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    epochs = np.array(losses).reshape(3, 4)  # steps of 6, 6, 6 and 2 pictures
+    assert epochs.std(axis=0).min() > 1e-3
+    assert epochs @ [6, 6, 6, 2] / 20 == pytest.approx(epochs[0] @ [6, 6, 6, 2] / 20, rel=1e-5)
+
+
 def test_a_recipe_and_bf16(inputs, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"config_name: {inputs / 'pictures.json'}\nnum_train_epochs: 1\nmixed_precision: bf16\n")

@@ -1,0 +1,130 @@
+"""Configuration of the autoregressive Axial Transformer (`AxialForCausalImageModeling`)."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import as_validated_field, strict
+
+from .configuration_axial import (
+    StrictConfig,
+    activation_name,
+    positive_int,
+    positive_lengths,
+    positive_number,
+    probability,
+)
+
+
+@as_validated_field
+def at_least_two(value: int) -> None:
+    if value < 2:
+        raise ValueError(f"must be at least 2, got {value}")
+
+
+@as_validated_field
+def count(value: int) -> None:
+    if value < 0:
+        raise ValueError(f"must not be negative, got {value}")
+
+
+@strict
+class AxialDecoderConfig(StrictConfig):
+    r"""
+    Configuration of [`AxialForCausalImageModeling`], for pictures, clips and volumes of any number of axes (counted
+    slow to fast: time, depth, height, width) whose values are integers from 0 to `vocab_size - 1`.
+
+    Args:
+        image_size (one `int` per axis, defaults to `[32, 32]`):
+            Pixels along each axis. Its length is the number of axes.
+        num_channels (`int`, defaults to 3):
+            Values of a pixel.
+        vocab_size (`int`, defaults to 256):
+            Values that a channel of a pixel can take.
+        head_dim (`int`, *optional*):
+            Width of a head; `hidden_size // num_attention_heads` if not given.
+        intermediate_size (`int`, *optional*):
+            Width inside the feed-forward; `4 * hidden_size` if not given.
+        num_outer_layers (`int`, defaults to 4):
+            Groups of blocks of each outer level. A group is one unmasked block along each faster axis and one causal
+            block along the axis of the level. There is one level for each axis but the fastest.
+        num_inner_layers (`int`, defaults to 4):
+            Causal blocks along the fastest axis, which run once for each pixel that is sampled.
+        num_exterior_layers (`int`, defaults to 4):
+            Groups of one unmasked block along each axis, in the encoder of what the channel at hand is conditioned on.
+            There is such an encoder where there is something to encode: other channels of `"slices"`, or a condition.
+        channel_order (`"slices"` or `"nested"`, defaults to `"slices"`):
+            Both generate one whole channel after the other. `"slices"`: earlier channels are seen through the exterior
+            encoder, and a training step learns one random channel of each picture. `"nested"`: the channel is the
+            slowest axis of the grid, and a training step learns all channels.
+        num_classes (`int`, *optional*):
+            Classes that pictures are conditioned on; none if not given.
+        num_condition_channels (`int`, defaults to 0):
+            Channels of a picture on the same grid to condition on (low resolution, grey, ...); 0 for none.
+        hidden_act (`str`, defaults to `"quick_gelu"`):
+            Activation inside the feed-forward.
+        feed_forward (`"mlp"` or `"gated_mlp"`, defaults to `"mlp"`):
+            What each block computes cell by cell.
+        reversible (`bool`, defaults to `False`):
+            Two-stream residual arithmetic instead of one stream. The two are different functions of the same weights.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: for a wrong type, an impossible value or combination.
+        `ValueError`: for a keyword that is no field.
+    """
+
+    model_type = "axial_decoder"
+
+    image_size: list[int] | tuple[int, ...] = positive_lengths(default=(32, 32))
+    num_channels: int = positive_int(default=3)
+    vocab_size: int = at_least_two(default=256)
+    hidden_size: int = positive_int(default=256)
+    num_attention_heads: int = positive_int(default=8)
+    head_dim: int | None = positive_int(default=None)
+    intermediate_size: int | None = positive_int(default=None)
+    num_outer_layers: int = positive_int(default=4)
+    num_inner_layers: int = positive_int(default=4)
+    num_exterior_layers: int = positive_int(default=4)
+    channel_order: Literal["slices", "nested"] = "slices"
+    num_classes: int | None = positive_int(default=None)
+    num_condition_channels: int = count(default=0)
+    hidden_act: str = activation_name(default="quick_gelu")
+    feed_forward: Literal["mlp", "gated_mlp"] = "mlp"
+    reversible: bool = False
+    qkv_bias: bool = True
+    hidden_dropout_prob: float | int = probability(default=0.0)
+    attention_probs_dropout_prob: float | int = probability(default=0.0)
+    layer_norm_eps: float | int = positive_number(default=1e-5)
+
+    def __post_init__(self, **kwargs):
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_grids(self) -> int:
+        """Token grids that a picture is generated in, one after the other, each knowing those before."""
+        return self.num_channels if self.channel_order == "slices" else 1
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Tokens of one native grid along each axis, slow to fast; for `"nested"` the channels are the slowest axis."""
+        # A level of one channel would cost its blocks and learn nothing.
+        nested = self.channel_order == "nested" and self.num_channels > 1
+        return (self.num_channels, *self.image_size) if nested else tuple(self.image_size)
+
+    @property
+    def num_exterior_channels(self) -> int:
+        """Channels that the exterior encoder reads: the condition, and for `"slices"` values and channel numbers."""
+        return self.num_condition_channels + (2 * self.num_channels if self.num_grids > 1 else 0)
+
+    def validate_architecture(self):
+        """Checks the rules that tie fields to each other; raises `ValueError` naming fields, values and the rule."""
+        if getattr(self, "is_heterogeneous", False):  # not in every transformers that we support
+            raise ValueError("per_layer_config cannot be used: the blocks of a decoder are alike.")
+        super().validate_architecture()
+        if self.head_dim is None:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
+                f"{self.num_attention_heads}, or head_dim must be given."
+            )

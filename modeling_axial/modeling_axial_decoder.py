@@ -1,0 +1,381 @@
+"""AxialForCausalImageModeling: the exact probability of every value of a picture given all before it in raster order.
+
+The autoregressive Axial Transformer (Ho et al. 2019, arXiv 1912.12180) on grids of any number of axes. Raster order is
+channel by channel, and inside a channel the axes slow to fast. With h the embedded tokens and P the positions:
+
+    context = P + what is conditioned on
+    for each axis a but the fastest (the outer levels):
+        u = Level_a(h + context)             unmasked along the axes faster than a, causal along a
+        context = context + shift_a(u)       a cell gets what the cell before it along a has gathered
+    logits = head(norm(Inner(shift(h) + context)))        causal along the fastest axis
+
+u at a cell knows all cells that agree with it on the axes slower than a and do not come later along a. Shifted, these
+are all cells that come strictly before along a; the inner blocks add those before on the same line. The causal masks
+include the diagonal, because the shifts have already taken away the cell itself.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .axial_layer import AxialBlock
+from .configuration_axial_decoder import AxialDecoderConfig
+from .position_embeddings import LearnedPositionEmbedding
+from .remote_code import CodeCarryingModel
+from .reversible import OneStream, RebuiltTwoStream, TwoStream
+from .sampling import SAMPLERS, Draw, Known, shift
+
+
+def neighbourhoods(planes: torch.Tensor) -> torch.Tensor:
+    """(B, *grid, K) -> (B, *grid, K · 3 ** axes): each cell with its neighbours, zeros beyond the edges.
+
+    A linear layer on these is a convolution, 3 wide along every axis, for any number of axes.
+    """
+    for axis in range(planes.dim() - 2):
+        planes = torch.cat((shift(planes, axis, 1), planes, shift(planes, axis, -1)), dim=-1)
+    return planes
+
+
+class AxialStack(nn.Module):
+    """Blocks one after the other on one grid: (B, *grid, hidden_size) -> the same shape.
+
+    `directions`: for each block its axis and whether it is causal. With `reversible=True` training rebuilds
+    activations; `executor_class = TwoStream` stores them at run time.
+    """
+
+    def __init__(self, config: AxialDecoderConfig, directions: list[tuple[int, bool]]):
+        super().__init__()
+        self.executor_class = RebuiltTwoStream if config.reversible else OneStream
+        self.blocks = nn.ModuleList(
+            AxialBlock(config, axis, is_causal)  # pyrefly: ignore[bad-argument-type]  has what blocks read
+            for axis, is_causal in directions
+        )
+        for branch in (branch for block in self.blocks for branch in block.children()):
+            *_, last = (module for module in branch.modules() if isinstance(module, nn.Linear))
+            last.initial_gain = 1e-10  # pyrefly: ignore[bad-argument-type]  residual branches start at about zero
+
+    def forward(self, hidden_states: torch.Tensor, cache=None) -> torch.Tensor:
+        """`cache`: as in `AxialSelfAttention`; `hidden_states` is then the next position along the causal axis."""
+        # Checkpointing keeps the streams between the blocks, so that nothing is left to rebuild.
+        checkpointing = self.training and any(block.gradient_checkpointing for block in self.blocks)
+        rebuild = self.executor_class is RebuiltTwoStream and not checkpointing
+        executor = self.executor_class() if rebuild or self.executor_class is OneStream else TwoStream()
+        streams = executor.enter(hidden_states)
+        for block in self.blocks:
+            output = block(*streams, executor=executor, cache=cache)
+            streams = output[1:] if isinstance(output, tuple) else (output,)
+        return executor.leave(*streams)
+
+
+class AxialExteriorEncoder(nn.Module):
+    """Pictures that are known in full to features of each cell: (B, *grid, K) -> (B, *grid, hidden_size), unmasked."""
+
+    def __init__(self, config: AxialDecoderConfig):
+        super().__init__()
+        num_axes = len(config.image_size)
+        self.projection = nn.Linear(config.num_exterior_channels * 3**num_axes, config.hidden_size)
+        self.position_embeddings = LearnedPositionEmbedding(
+            config,  # pyrefly: ignore[bad-argument-type]  its hidden_size is read
+            config.image_size,
+        )
+        self.stack = AxialStack(config, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
+
+    def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        """`context`: added to every cell, broadcast."""
+        hidden_states = self.position_embeddings(self.projection(neighbourhoods(planes)))
+        return self.stack(hidden_states if context is None else hidden_states + context)
+
+
+@dataclass
+class CausalImageModelingOutput(ModelOutput):
+    """
+    Args:
+        loss: mean of -ln p over the values of `input_ids`, in nats per dimension.
+        bits_per_dim: `loss` in bits, without a gradient.
+        logits: `(B, C, *grid, vocab_size)`; None in training, where one channel of each picture is learnt at a time.
+    """
+
+    loss: torch.Tensor | None = None
+    bits_per_dim: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class AxialForCausalImageModeling(CodeCarryingModel):
+    """Exact likelihoods, and samples, of pictures, clips and volumes whose values are integers.
+
+    `Trainer` finds the loss in evaluation too with `TrainingArguments(label_names=["input_ids"])`;
+    `prediction_loss_only=True` keeps it from gathering the logits.
+    """
+
+    config: AxialDecoderConfig
+    code_auto_map = {
+        "AutoConfig": "configuration_axial_decoder.AxialDecoderConfig",
+        "AutoModel": "modeling_axial_decoder.AxialForCausalImageModeling",
+        "AutoModelForCausalLM": "modeling_axial_decoder.AxialForCausalImageModeling",
+    }
+    base_model_prefix = "axial_decoder"
+    main_input_name = "input_ids"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["AxialStack", "AxialExteriorEncoder"]
+    _input_embed_layer = "token_embeddings"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: AxialDecoderConfig):
+        super().__init__(config)
+        self.token_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
+        self.position_embeddings = LearnedPositionEmbedding(
+            config  # pyrefly: ignore[bad-argument-type]  its hidden_size and grid_shape are read
+        )
+        self.exterior = AxialExteriorEncoder(config) if config.num_exterior_channels else None
+        num_axes = len(config.grid_shape)
+        self.outer_levels = nn.ModuleList(
+            AxialStack(
+                config,
+                [*((faster, False) for faster in range(axis + 1, num_axes)), (axis, True)] * config.num_outer_layers,
+            )
+            for axis in range(num_axes - 1)
+        )
+        self.inner_level = AxialStack(config, [(num_axes - 1, True)] * config.num_inner_layers)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        # So that training starts at log2(vocab_size) bits per dimension.
+        self.head.initial_gain = 0.0  # pyrefly: ignore[bad-argument-type]
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The paper's: weights at variance 1 / inputs times their `initial_gain` squared, tables at 5 / sqrt(width)."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            std = getattr(module, "initial_gain", 1.0) * module.in_features**-0.5
+            init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std) if std else init.zeros_(module.weight)
+        elif isinstance(module, nn.Embedding | LearnedPositionEmbedding):
+            for table in module.parameters(recurse=False):
+                init.normal_(table, std=5 * self.config.hidden_size**-0.5)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> CausalImageModelingOutput:
+        """Scores `input_ids` themselves; there are no labels beside them.
+
+        In training mode with `channel_order="slices"` the loss is that of one channel of each picture, drawn from
+        torch's own random state: unbiased, but noisy. In eval mode it is exact over all channels and nothing is drawn.
+
+        Args:
+            input_ids: integers `(B, C, *grid)` from 0 to `vocab_size - 1`; the grid may differ from the native one.
+            class_labels: integers `(B,)`, for a model with `num_classes`.
+            condition: floats `(B, num_condition_channels, *grid)`, for a model with `num_condition_channels`; any
+                scale, about -1 to 1 is best.
+
+        Raises:
+            ValueError: for shapes, types or conditions that the model does not have.
+        """
+        self._check_inputs(input_ids, class_labels, condition)
+        grids = self._split_grids(input_ids)
+        if self.training and self.config.num_grids > 1:
+            # Drawn here, outside of everything that may run again in backward.
+            channel = torch.randint(self.config.num_grids, input_ids.shape[:1], device=input_ids.device)
+            tokens = grids[torch.arange(len(grids), device=grids.device), channel]
+            context = self.make_context(input_ids, channel, class_labels, condition)
+            nats, logits = _nats(self.decode(tokens, context), tokens), None
+        else:
+            logits = self._all_logits(input_ids, class_labels, condition)
+            nats = _nats(logits, input_ids)
+        loss = nats.mean(dtype=_widest(nats))
+        bits_per_dim = loss.detach() / math.log(2)
+        return CausalImageModelingOutput(loss.to(nats.dtype), bits_per_dim.to(nats.dtype), logits)
+
+    def log_prob(
+        self,
+        input_ids: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """ln p of each picture, over all channels, in nats: `(B,)`, summed in float64 where the device has it.
+
+        Arguments and errors as in `forward`. In training mode too all channels count; dropout, if any, is active then.
+        """
+        self._check_inputs(input_ids, class_labels, condition)
+        nats = _nats(self._all_logits(input_ids, class_labels, condition), input_ids)
+        return -nats.flatten(1).sum(1, dtype=_widest(nats))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        num_images: int = 1,
+        class_labels: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+        known: tuple[torch.Tensor, torch.Tensor] | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        sampler: str = "cached",
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Draws pictures: int64 `(num_images, C, *grid)`, of the size of `known` or `condition`, else the native one.
+
+        All samplers draw the same pixels from the same `generator`: every value is the argmax of
+        logits / temperature + Gumbel noise, and the noise is drawn line by line in raster order.
+
+        What is drawn depends on what comes before it in raster order (channel by channel, axes slow to fast) and on
+        nothing else. So `known` completes a picture from its beginning, and fills holes so that they fit what stands
+        before them: a hole is filled without regard to known values after it, while what is drawn after these sees
+        them.
+
+        Args:
+            num_images: how many.
+            class_labels: integers `(num_images,)`, as in `forward`.
+            condition: floats `(num_images, num_condition_channels, *grid)`, as in `forward`.
+            known: `(input_ids, mask)`, each broadcastable to `(num_images, C, *grid)`; values stay as given where the
+                boolean mask is True.
+            temperature: flattens (above 1) or sharpens (below 1) the distribution; 0 takes the likeliest value.
+            top_k: draws from the so many likeliest values only.
+            top_p: draws from the fewest likeliest values that together have this probability.
+            generator: where the noise comes from; torch's own random state if not given.
+            sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
+                once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
+            show_progress: shows a bar.
+
+        Raises:
+            ValueError: for shapes or values that are impossible.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}.")
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}.")
+        given = condition if known is None else known[0]
+        image_shape = self.config.image_size if given is None else given.shape[2:]
+        shape = (num_images, self.config.num_channels, *image_shape)
+        values = Known(known, shape, self.config.vocab_size, self.device)
+        input_ids = values.input_ids
+        self._check_inputs(input_ids, class_labels, condition)
+        grids, known_grids = self._split_grids(input_ids), self._split_grids(values.mask)
+        draw = Draw(self.config.vocab_size, temperature, top_k, top_p, generator, input_ids.numel(), show_progress)
+
+        training_modules = [module for module in self.modules() if module.training]
+        self.eval()  # dropout would make the samplers disagree, and the distribution another
+        try:
+            for index in range(self.config.num_grids):
+                channel = torch.full(input_ids.shape[:1], index, device=input_ids.device)
+                context = self.make_context(input_ids, channel, class_labels, condition)
+                SAMPLERS[sampler](self, grids[:, index], known_grids[:, index], context, draw)
+        finally:
+            draw.progress.close()
+            for module in training_modules:
+                module.training = True
+        return input_ids
+
+    # The parts of the model, in the order in which data flow through them; the samplers call them one by one.
+
+    def make_context(
+        self,
+        input_ids: torch.Tensor,
+        channel: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        condition: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What every cell of a token grid knows beforehand: its position, class, condition, and earlier channels.
+
+        `channel` `(B,)`: the channel of each picture that is to be generated (`channel_order="slices"`); of
+        `input_ids`, only the channels before it are read. Returns `(B, *token grid, hidden_size)`.
+        """
+        batch_size, num_channels, *image_shape = input_ids.shape
+        grid_shape = self._split_grids(input_ids).shape[2:]
+        cells = self.token_embeddings.weight.new_zeros(batch_size, *grid_shape, self.config.hidden_size)
+        classes = None
+        if self.class_embeddings is not None:
+            classes = self.class_embeddings(class_labels).view(batch_size, *[1] * len(image_shape), -1)
+        if self.exterior is not None:
+            planes = [] if condition is None else [condition.movedim(1, -1).to(cells.dtype)]
+            if self.config.num_grids > 1:
+                numbers = torch.arange(num_channels, device=channel.device)
+                earlier, own = numbers < channel[:, None], numbers == channel[:, None]
+                earlier, own = (mask.view(batch_size, *[1] * len(image_shape), -1) for mask in (earlier, own))
+                scaled = input_ids.movedim(1, -1).to(cells.dtype) / (self.config.vocab_size - 1)
+                planes += [scaled * earlier, own.expand(scaled.shape).to(cells.dtype)]
+            encoded = self.exterior(torch.cat(planes, dim=-1), classes)
+            cells = cells + (encoded if encoded.dim() == cells.dim() else encoded.unsqueeze(1))
+        if classes is not None:
+            cells = cells + (classes if classes.dim() == cells.dim() else classes.unsqueeze(1))
+        return self.position_embeddings(cells)
+
+    def decode(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Tokens `(B, *grid)` of one token grid to logits `(B, *grid, vocab_size)`, each from the tokens before it."""
+        hidden_states = self.token_embeddings(tokens.long())
+        context = self.run_outer_levels(hidden_states, context)
+        return self.run_inner_level(shift(hidden_states, tokens.dim() - 2), context)
+
+    def run_outer_levels(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """`context` with what the lines before each line tell; all `(B, *grid, hidden_size)`."""
+        for axis, level in enumerate(self.outer_levels):
+            context = context + shift(level(hidden_states + context), axis)
+        return context
+
+    def run_inner_level(self, previous: torch.Tensor, context: torch.Tensor, cache=None) -> torch.Tensor:
+        """Logits from the token before each cell on its line (`previous`, zeros at the start) and `context`."""
+        return self.head(self.norm(self.inner_level(previous + context, cache=cache)))
+
+    def _all_logits(self, input_ids, class_labels, condition) -> torch.Tensor:
+        logits = []
+        for index, tokens in enumerate(self._split_grids(input_ids).unbind(1)):
+            channel = torch.full(input_ids.shape[:1], index, device=input_ids.device)
+            logits.append(self.decode(tokens, self.make_context(input_ids, channel, class_labels, condition)))
+        return torch.stack(logits, 1).reshape(*input_ids.shape, -1)
+
+    def _split_grids(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, *grid) as (B, token grids, *token grid), a view of a contiguous tensor."""
+        grid_shape = images.shape[-len(self.config.grid_shape) :]
+        return images.reshape(images.shape[0], self.config.num_grids, *grid_shape)
+
+    def _check_inputs(self, input_ids, class_labels, condition) -> None:
+        config, shape = self.config, tuple(input_ids.shape)
+        if len(shape) != len(config.image_size) + 2 or shape[1] != config.num_channels:
+            raise ValueError(
+                f"input_ids must be (batch, {config.num_channels} channels, *{len(config.image_size)} axes), "
+                f"got {shape}."
+            )
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise ValueError(f"input_ids must be integers from 0 to {config.vocab_size - 1}, got {input_ids.dtype}.")
+        if (class_labels is None) != (config.num_classes is None):
+            raise ValueError(
+                f"class_labels must be given for a model with num_classes and for no other; num_classes="
+                f"{config.num_classes}, class_labels={class_labels}."
+            )
+        if class_labels is not None and tuple(class_labels.shape) != shape[:1]:
+            raise ValueError(f"class_labels must have shape {shape[:1]}, got {tuple(class_labels.shape)}.")
+        expected = (shape[0], config.num_condition_channels, *shape[2:])
+        if (condition is None) != (config.num_condition_channels == 0):
+            raise ValueError(
+                "condition must be given for a model with num_condition_channels and for no other; "
+                f"num_condition_channels={config.num_condition_channels}, condition is "
+                f"{'not ' if condition is None else ''}given."
+            )
+        if condition is not None and tuple(condition.shape) != expected:
+            raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}.")
+
+
+def _nats(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """-ln p of each token, in at least float32."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(logits.flatten(0, -2), tokens.flatten().long(), reduction="none").view(
+        tokens.shape
+    )
+
+
+def _widest(states: torch.Tensor) -> torch.dtype:
+    """The dtype to sum in: float64 where the device has it."""
+    return torch.float32 if states.device.type == "mps" else torch.float64

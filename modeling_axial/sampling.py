@@ -1,0 +1,210 @@
+"""Exact samplers of the autoregressive Axial Transformer: three ways to the same pixels.
+
+Each fills the values of one token grid in raster order. They differ in what they compute again:
+
+                     outer levels run on                    inner level runs on
+    naive            the whole grid, for every token        the whole grid, for every token
+    semi_parallel    the whole grid, for every line         the whole line, for every token
+    cached           each token once                        each token once
+
+Lines run along the fastest axis. What a level gives at a cell depends on earlier cells only, so it never changes once
+these are filled: that is why `cached`, which keeps the keys and values of causal attention and goes on from there, is
+exact. It leaves out the last slice of each level, which nobody reads.
+
+Drawing is Gumbel-max: argmax(logits / temperature + noise). With the same noise all samplers give the same values, but
+for ties within the rounding of the logits.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers.utils import logging
+
+
+def shift(states: torch.Tensor, axis: int, step: int = 1) -> torch.Tensor:
+    """(B, *grid, ...) moved by `step` cells along an axis, zeros where nothing comes from: out[i] = in[i - step]."""
+    dims_after = states.dim() - axis - 2
+    return nn.functional.pad(states, [0, 0] * dims_after + [step, -step])
+
+
+class LineCache:
+    """Keys and values of causal attention along one axis, that is given one position after the other.
+
+    Set `position` before each; going back to 0 begins new lines.
+    """
+
+    def __init__(self, axis: int, length: int):
+        self.axis = axis
+        self.length = length
+        self.position = 0
+        self._kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def append(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keeps `key` and `value` (B, *grid, heads, head_dim), of length 1 along the axis, for this attention module.
+
+        Returns views of all that it was given on these lines, at positions 0 to `position`.
+        """
+        dim = self.axis + 1
+        if attention not in self._kept:
+            shape = (*key.shape[:dim], self.length, *key.shape[dim + 1 :])
+            self._kept[attention] = key.new_empty(shape), value.new_empty(shape)
+        keys, values = self._kept[attention]
+        keys.select(dim, self.position).copy_(key.select(dim, 0))
+        values.select(dim, self.position).copy_(value.select(dim, 0))
+        return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1)
+
+
+class Known:
+    """The picture to fill: known values in place, zeros elsewhere. `input_ids` int64 and `mask`, both of `shape`."""
+
+    def __init__(
+        self,
+        known: tuple[torch.Tensor, torch.Tensor] | None,
+        shape: tuple[int, ...],
+        vocab_size: int,
+        device: torch.device,
+    ):
+        self.input_ids = torch.zeros(shape, dtype=torch.long, device=device)
+        self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        if known is None:
+            return
+        input_ids, mask = known
+        if mask.dtype != torch.bool:
+            raise ValueError(f"The mask of known values must be boolean (True = given), got {mask.dtype}.")
+        for name, states in (("input_ids", input_ids), ("mask", mask)):
+            if states.dim() != len(shape) or any(
+                ours not in (1, theirs) for ours, theirs in zip(states.shape, shape, strict=True)
+            ):
+                raise ValueError(f"known {name} {tuple(states.shape)} must broadcast to (images, C, *grid) {shape}.")
+        self.mask.copy_(mask.expand(shape))
+        self.input_ids.copy_(torch.where(self.mask, input_ids.to(device), 0))
+        if self.input_ids.min() < 0 or self.input_ids.max() >= vocab_size:
+            raise ValueError(
+                f"known values must be from 0 to {vocab_size - 1}, got {self.input_ids.min().item()} to "
+                f"{self.input_ids.max().item()}."
+            )
+
+
+class Draw:
+    """Draws the values of one line after the other, in place; known values stay, but use up their noise as well."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        generator: torch.Generator | None,
+        num_values: int,
+        show_progress: bool,
+    ):
+        if temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {temperature}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}.")
+        self.vocab_size = vocab_size
+        self.temperature = temperature
+        self.warpers = [] if top_k is None else [TopKLogitsWarper(top_k)]
+        self.warpers += [] if top_p is None else [TopPLogitsWarper(top_p)]
+        self.generator = generator
+        self.progress = logging.tqdm(total=num_values, disable=not show_progress)
+
+    def start_line(self, tokens: torch.Tensor, known: torch.Tensor, line: tuple[int, ...]) -> bool:
+        """Turns to a line of `tokens` (B, *grid) and draws its noise. Returns whether any value of it is unknown."""
+        self.tokens, self.known = tokens[(slice(None), *line)], known[(slice(None), *line)]
+        # A line at a time, as the noise of a whole picture may not fit into memory; in float64, as float32 has only
+        # some 2 ** 24 different draws; where the generator is, so that a seed means the same on every device.
+        device = tokens.device if self.generator is None else self.generator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        noise = torch.empty(*self.tokens.shape, self.vocab_size, dtype=dtype, device=device)
+        self.noise = noise.exponential_(generator=self.generator).log_().neg_().to(tokens.device)
+        if self.known.all():
+            self.progress.update(self.tokens.numel())
+            return False
+        return True
+
+    def __call__(self, position: int, logits: torch.Tensor) -> None:
+        """Draws the values at one position of the line from logits (B, vocab_size)."""
+        scores = logits.to(self.noise.dtype)
+        if self.temperature > 0:
+            scores = scores / self.temperature
+            for warper in self.warpers:
+                scores = warper(None, scores)  # pyrefly: ignore[bad-argument-type]  it does not read the tokens
+            scores = scores + self.noise[:, position]
+        tokens = self.tokens[:, position]
+        tokens.copy_(torch.where(self.known[:, position], tokens, scores.argmax(-1)))
+        self.progress.update(len(tokens))
+
+
+def sample_naive(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
+    """Fills `tokens` (B, *grid) in place where `known` is False, by one pass over the whole grid for each position."""
+    for line in _lines(tokens):
+        if draw.start_line(tokens, known, line):
+            for position in range(tokens.shape[-1]):
+                logits = model.decode(tokens, context)
+                draw(position, logits[(slice(None), *line, position)])
+
+
+def sample_semi_parallel(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
+    """As `sample_naive`, but the outer levels run once for each line, and the inner level along that line only."""
+    fastest = tokens.dim() - 2
+    for line in _lines(tokens):
+        if draw.start_line(tokens, known, line):
+            line_context = _at(model.run_outer_levels(model.token_embeddings(tokens), context), line)
+            for position in range(tokens.shape[-1]):
+                previous = shift(model.token_embeddings(_at(tokens, line)), fastest)
+                logits = model.run_inner_level(previous, line_context)
+                draw(position, logits.flatten(1, -2)[:, position])
+
+
+def sample_cached(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
+    """As `sample_naive`, but each token passes each level once: outer levels slice by slice, the inner one by one."""
+    caches = [LineCache(axis, length) for axis, length in enumerate(tokens.shape[1:])]
+    fastest = tokens.dim() - 2
+
+    def fill_slice(index: tuple[int, ...], context: torch.Tensor) -> None:
+        """Fills the cells that begin with `index`, whose context is (B, 1, ..., 1, *other axes, hidden_size)."""
+        axis = len(index)
+        if axis == fastest:
+            fill_line(index, context)
+            return
+        gathered = torch.zeros_like(context.narrow(axis + 1, 0, 1))  # by this level, over the slices before
+        for position in range(tokens.shape[axis + 1]):
+            own_context = context.narrow(axis + 1, position, 1)
+            fill_slice((*index, position), own_context + gathered)
+            if position + 1 < tokens.shape[axis + 1]:
+                hidden_states = model.token_embeddings(_at(tokens, (*index, position)))
+                caches[axis].position = position
+                gathered = model.outer_levels[axis](hidden_states + own_context, cache=caches[axis])
+
+    def fill_line(line: tuple[int, ...], context: torch.Tensor) -> None:
+        if not draw.start_line(tokens, known, line):
+            return
+        previous = torch.zeros_like(context.narrow(fastest + 1, 0, 1))
+        for position in range(tokens.shape[-1]):
+            caches[fastest].position = position
+            logits = model.run_inner_level(previous, context.narrow(fastest + 1, position, 1), cache=caches[fastest])
+            draw(position, logits.flatten(1, -2)[:, 0])
+            previous = model.token_embeddings(_at(tokens, (*line, position)))
+
+    fill_slice((), context)
+
+
+def _lines(tokens: torch.Tensor) -> Iterator[tuple[int, ...]]:
+    """The lines along the fastest axis of (B, *grid), in raster order: the coordinates of each on the other axes."""
+    return itertools.product(*(range(length) for length in tokens.shape[1:-1]))
+
+
+def _at(states: torch.Tensor, index: tuple[int, ...]) -> torch.Tensor:
+    """The slice of (B, *grid, ...) at these coordinates of the first axes, whose lengths become 1."""
+    for axis, position in enumerate(index):
+        states = states.narrow(axis + 1, position, 1)
+    return states
+
+
+SAMPLERS = {"naive": sample_naive, "semi_parallel": sample_semi_parallel, "cached": sample_cached}

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from modeling_axial.configuration_axial import AxialConfig
+from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
+
+
+def test_defaults():
+    config = AxialDecoderConfig()
+    assert (config.image_size, config.num_channels, config.vocab_size) == ([32, 32], 3, 256)
+    assert (config.head_dim, config.intermediate_size) == (32, 1024)
+    assert config.channel_order == "slices" and config.num_classes is None and config.num_condition_channels == 0
+    assert config.model_type == "axial_decoder"
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_grids", "grid_shape", "num_exterior_channels"),
+    [
+        ({"num_channels": 3}, 3, (5, 7), 6),
+        ({"num_channels": 3, "num_condition_channels": 2}, 3, (5, 7), 8),
+        ({"num_channels": 1}, 1, (5, 7), 0),
+        ({"num_channels": 3, "channel_order": "nested"}, 1, (3, 5, 7), 0),
+        ({"num_channels": 3, "channel_order": "nested", "num_condition_channels": 2}, 1, (3, 5, 7), 2),
+        ({"num_channels": 1, "channel_order": "nested"}, 1, (5, 7), 0),
+    ],
+)
+def test_token_grids(fields, num_grids, grid_shape, num_exterior_channels):
+    config = AxialDecoderConfig(image_size=(5, 7), **fields)
+    assert (config.num_grids, config.grid_shape) == (num_grids, grid_shape)
+    assert config.num_exterior_channels == num_exterior_channels
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"image_size": (2, 3, 5), "num_channels": 1, "vocab_size": 2, "hidden_size": 7, "head_dim": 3},
+        {"image_size": [9], "channel_order": "nested", "num_classes": 10, "num_condition_channels": 3},
+        {"reversible": True, "feed_forward": "gated_mlp", "hidden_dropout_prob": 0.1, "intermediate_size": 5},
+    ],
+    ids=str,
+)
+def test_round_trip(fields, tmp_path):
+    config = AxialDecoderConfig(**fields)
+    config.save_pretrained(tmp_path)
+    assert AxialDecoderConfig.from_pretrained(tmp_path) == config
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert {name: stored[name] for name in fields} == json.loads(json.dumps(fields))
+
+
+COUNTS = ("num_channels", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size", "num_classes")
+COUNTS += ("num_outer_layers", "num_inner_layers", "num_exterior_layers")
+WRONG_FIELDS = [
+    *({name: value} for name in COUNTS for value in (0, -1, "2", 2.0)),
+    *({"image_size": value} for value in (28, [], [5, 0], ["5", "3"], None)),
+    *({"vocab_size": value} for value in (1, 0, "256", None)),
+    *({"num_condition_channels": value} for value in (-1, "1", None)),
+    *({"channel_order": value} for value in ("interleaved", None)),
+    *({"feed_forward": value} for value in ("convolution", None)),
+    *({name: value} for name in ("hidden_dropout_prob", "attention_probs_dropout_prob") for value in (-0.1, 1.0)),
+    *({"layer_norm_eps": value} for value in (0, -1e-5)),
+    {"hidden_act": "gelo"},
+    {"reversible": "yes"},
+]
+
+
+@pytest.mark.parametrize("fields", WRONG_FIELDS, ids=str)
+def test_wrong_values_are_named(fields):
+    (name,) = fields
+    with pytest.raises(StrictDataclassError, match=name):
+        AxialDecoderConfig(**fields)
+
+
+def test_width_of_heads_must_be_known():
+    with pytest.raises(StrictDataclassError, match="hidden_size=7 must be a multiple of num_attention_heads=2"):
+        AxialDecoderConfig(hidden_size=7, num_attention_heads=2)
+
+
+def test_unknown_and_derived_fields_are_refused():
+    with pytest.raises(ValueError, match="did you mean 'num_inner_layers'"):
+        AxialDecoderConfig(num_iner_layers=2)
+    with pytest.raises(ValueError, match="derives 'grid_shape'"):
+        AxialDecoderConfig(grid_shape=(3, 5, 7))
+    with pytest.raises(ValueError, match="model_type='axial_decoder'"):
+        AxialDecoderConfig(model_type=AxialConfig.model_type)

@@ -1,0 +1,526 @@
+"""The autoregressive model: what it may know, what it says, and that its probabilities are probabilities.
+
+Models start with residual branches and logits of about zero, which hides every fault: all tests but those of the start
+itself re-draw the weights (`redraw`).
+"""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from modeling_axial import OneStream, RebuiltTwoStream, TwoStream
+from modeling_axial import modeling_axial_decoder as decoder_file
+from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
+from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling, neighbourhoods
+from modeling_axial.sampling import shift
+
+
+def make_config(image_size=(3, 5), **overrides):
+    options = {
+        "num_channels": 2,
+        "vocab_size": 5,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_outer_layers": 1,
+        "num_inner_layers": 1,
+        "num_exterior_layers": 1,
+    }
+    return AxialDecoderConfig(image_size=image_size, **{**options, **overrides})
+
+
+def redraw(model, gain=1.5, head_gain=2.0, seed=1):
+    """Draws all matrices anew at `gain / sqrt(inputs)`, and tables at 3 and 1, so that every part shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            if name == "token_embeddings.weight":
+                parameter.copy_(drawn * 3)
+            elif "embeddings" in name:
+                parameter.copy_(drawn)
+            elif parameter.dim() == 2:
+                gains = gain * head_gain if name == "head.weight" else gain
+                parameter.copy_(drawn * gains * parameter.shape[1] ** -0.5)
+            else:
+                parameter.add_(drawn * 0.2)
+    return model
+
+
+def make_model(image_size=(3, 5), dtype=torch.float64, gain=1.5, **overrides):
+    return redraw(AxialForCausalImageModeling(make_config(image_size, **overrides)).eval().to(dtype), gain)
+
+
+def make_inputs(config, batch=2, seed=2, dtype=torch.float64, image_size=None):
+    generator = torch.Generator().manual_seed(seed)
+    image_size = config.image_size if image_size is None else image_size
+    inputs = {
+        "input_ids": torch.randint(config.vocab_size, (batch, config.num_channels, *image_size), generator=generator)
+    }
+    if config.num_classes:
+        inputs["class_labels"] = torch.randint(config.num_classes, (batch,), generator=generator)
+    if config.num_condition_channels:
+        shape = (batch, config.num_condition_channels, *image_size)
+        inputs["condition"] = torch.randn(shape, generator=generator, dtype=dtype)
+    return inputs
+
+
+orders = pytest.mark.parametrize("channel_order", ["slices", "nested"])
+variants = pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"channel_order": "nested"},
+        {"num_classes": 3, "num_condition_channels": 1},
+        {"channel_order": "nested", "num_classes": 3, "num_condition_channels": 2, "num_channels": 3},
+        {"num_channels": 1},
+        {"reversible": True, "feed_forward": "gated_mlp", "num_outer_layers": 2},
+    ],
+    ids=str,
+)
+
+
+# The start of training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@variants
+def test_training_starts_at_the_uniform_distribution(overrides, dtype):
+    torch.manual_seed(0)
+    config = make_config((7, 11), **{"vocab_size": 256, **overrides})
+    model = AxialForCausalImageModeling(config).to(dtype)
+    for mode in (model.eval(), model.train()):
+        output = mode(**make_inputs(config, dtype=dtype))
+        assert abs(output.bits_per_dim.item() - 8) < 1e-6
+        assert abs(output.loss.item() - 8 * math.log(2)) < 1e-6
+    expected = -8 * math.log(2) * math.prod((config.num_channels, 7, 11))
+    torch.testing.assert_close(
+        model.log_prob(**make_inputs(config, dtype=dtype)), torch.full((2,), expected, dtype=torch.float64)
+    )
+
+
+def test_start_of_the_weights():
+    torch.manual_seed(0)
+    model = AxialForCausalImageModeling(make_config(hidden_size=256, num_classes=64, vocab_size=64))
+    seen = set()
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[-2]
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif part in ("o_proj", "fc2"):
+            assert 0 < parameter.abs().max() < 1e-10
+        elif part == "head":
+            assert not parameter.any()
+        elif part in ("q_proj", "k_proj", "v_proj", "fc1", "projection"):
+            assert 0.8 < parameter.std() * parameter.shape[1] ** 0.5 < 1.1
+        elif part in ("token_embeddings", "class_embeddings", "position_embeddings"):
+            assert 0.8 < parameter.std() / (5 / 16) < 1.2
+        else:
+            assert part == "norm" and (parameter == 1).all()
+        seen.add(part)
+    assert {"o_proj", "fc2", "head", "projection", "class_embeddings", "position_embeddings"} <= seen
+
+
+# Who knows whom
+
+
+def dependencies(model):
+    """The boolean matrix [logits of, value of]: which logits change, at all, when one value of a picture changes."""
+    inputs = make_inputs(model.config, batch=1)
+    input_ids = inputs.pop("input_ids")
+    rows = []
+    with torch.no_grad():
+        before = model(input_ids, **inputs).logits.flatten(1, -2)[0]
+        for number in range(input_ids.numel()):
+            changed = input_ids.clone()
+            changed.view(-1)[number] = (changed.view(-1)[number] + 1) % model.config.vocab_size
+            rows.append((model(changed, **inputs).logits.flatten(1, -2)[0] != before).any(-1))
+    return torch.stack(rows, 1)
+
+
+def strict_raster_order(config):
+    count = config.num_channels * math.prod(config.image_size)
+    return torch.ones(count, count, dtype=torch.bool).tril(-1)
+
+
+@orders
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("image_size", [(5,), (4, 5), (1, 7), (7, 1), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+def test_logits_depend_on_exactly_what_comes_before(image_size, num_channels, channel_order, gain):
+    model = make_model(image_size, num_channels=num_channels, channel_order=channel_order, gain=gain)
+    assert torch.equal(dependencies(model), strict_raster_order(model.config))
+
+
+@orders
+def test_four_axes(channel_order):
+    model = make_model((3, 2, 2, 3), channel_order=channel_order)
+    assert torch.equal(dependencies(model), strict_raster_order(model.config))
+
+
+@orders
+@pytest.mark.parametrize("depths", [(2, 1, 1), (1, 2, 1), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize("reversible", [False, True])
+def test_dependencies_at_other_depths(depths, reversible, channel_order):
+    names = ("num_outer_layers", "num_inner_layers", "num_exterior_layers")
+    model = make_model(
+        (4, 5), channel_order=channel_order, reversible=reversible, **dict(zip(names, depths, strict=True))
+    )
+    assert torch.equal(dependencies(model), strict_raster_order(model.config))
+
+
+def test_dependencies_are_read_from_the_inputs_alone():
+    """Class and condition are seen by every logit, whatever the channel order; the picture's own order stays strict."""
+    for channel_order in ("slices", "nested"):
+        model = make_model((3, 4), channel_order=channel_order, num_classes=2, num_condition_channels=1)
+        assert torch.equal(dependencies(model), strict_raster_order(model.config))
+        inputs = make_inputs(model.config, batch=1)
+        with torch.no_grad():
+            before = model(**inputs).logits
+            other_class = model(**{**inputs, "class_labels": 1 - inputs["class_labels"]}).logits
+            assert (other_class != before).any(-1).all()
+            for cell in itertools.product(range(3), range(4)):
+                condition = inputs["condition"].clone()
+                condition[(0, 0, *cell)] += 1
+                assert (model(**{**inputs, "condition": condition}).logits != before).any(-1).all(), cell
+
+
+def test_a_mask_that_is_missing_is_seen():
+    model = make_model((4, 5))
+    for name, module in model.named_modules():
+        if name.endswith(".core") and module.is_causal:
+            module.is_causal = False
+            assert not torch.equal(dependencies(model), strict_raster_order(model.config)), name
+            module.is_causal = True
+    assert torch.equal(dependencies(model), strict_raster_order(model.config))
+
+
+# Probabilities
+
+
+@variants
+def test_probabilities_of_all_pictures_sum_to_one(overrides):
+    # 2 x 2 with 1 channel has 16 pictures; 1 x 2 with 3 channels has 64.
+    channels = overrides.get("num_channels", 2)
+    image_size = (2, 2) if channels < 3 else (1, 2)
+    model = make_model(image_size, **{**overrides, "vocab_size": 2})
+    count = channels * math.prod(image_size)
+    pictures = torch.tensor(list(itertools.product((0, 1), repeat=count))).view(-1, channels, *image_size)
+    conditions = {
+        name: value.expand(len(pictures), *value.shape[1:])
+        for name, value in make_inputs(model.config, batch=1).items()
+        if name != "input_ids"
+    }
+    with torch.no_grad():
+        log_probs = model.log_prob(pictures, **conditions)
+    assert log_probs.dtype == torch.float64 and log_probs.std() > 0.5  # far from uniform
+    assert abs(log_probs.exp().sum().item() - 1) < 1e-12
+
+
+@variants
+def test_log_prob_written_out(overrides):
+    model = make_model(**overrides)
+    inputs = make_inputs(model.config)
+    output = model(**inputs)
+    assert output.logits.shape == (*inputs["input_ids"].shape, 5)
+    log_probs = output.logits.log_softmax(-1)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for index in itertools.product(*map(range, inputs["input_ids"].shape)):
+        expected[index[0]] += log_probs[(*index, inputs["input_ids"][index])].detach()
+    torch.testing.assert_close(model.log_prob(**inputs).detach(), expected)
+    torch.testing.assert_close(model.train().log_prob(**inputs).detach(), expected)
+    count = inputs["input_ids"][0].numel()
+    torch.testing.assert_close(output.loss.detach(), -expected.mean() / count)
+    torch.testing.assert_close(output.bits_per_dim, -expected.mean() / count / math.log(2))
+    assert not output.bits_per_dim.requires_grad and output.loss.requires_grad
+
+
+def test_training_learns_one_random_channel_of_each_picture():
+    model = make_model(num_channels=3)
+    inputs = make_inputs(model.config, batch=4)
+    with torch.no_grad():
+        nats = -model(**inputs).logits.log_softmax(-1).gather(-1, inputs["input_ids"][..., None])[..., 0]
+        nats = nats.flatten(2).mean(-1)  # of each picture and channel
+        model.train()
+        seen = set()
+        for seed in range(20):
+            torch.manual_seed(seed)
+            channel = torch.randint(3, (4,))
+            torch.manual_seed(seed)
+            output = model(**inputs)
+            assert output.logits is None
+            torch.testing.assert_close(output.loss, nats[torch.arange(4), channel].mean())
+            seen.add(output.loss.item())
+    assert len(seen) > 10
+
+
+@pytest.mark.parametrize("overrides", [{"channel_order": "nested", "num_channels": 3}, {"num_channels": 1}], ids=str)
+def test_nothing_is_drawn_where_all_channels_are_learnt(overrides):
+    model = make_model(**overrides)
+    inputs = make_inputs(model.config)
+    state = torch.get_rng_state()
+    assert torch.equal(model(**inputs).loss, model.train()(**inputs).loss)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_evaluation_draws_nothing():
+    model = make_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    state = torch.get_rng_state()
+    model(**make_inputs(model.config))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_half_precision_is_summed_in_full():
+    model = make_model(dtype=torch.bfloat16)
+    inputs = make_inputs(model.config)
+    output = model(**inputs)
+    assert output.logits.dtype == torch.bfloat16 and output.loss.dtype == torch.float32
+    log_probs = output.logits.double().log_softmax(-1).gather(-1, inputs["input_ids"][..., None])
+    torch.testing.assert_close(output.loss.double(), -log_probs.mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(model.log_prob(**inputs), log_probs.flatten(1).sum(1), rtol=1e-6, atol=0)
+
+
+# The parts written out
+
+
+def test_one_channel_written_out():
+    """The paper's formulas for one channel: rows and columns, the two shifts, positions added after each."""
+    model = make_model((3, 5), num_channels=1, num_outer_layers=2, num_inner_layers=2)
+    tokens = make_inputs(model.config)["input_ids"][:, 0]
+
+    def block(module, states):
+        states = states + module.attention.attention(module.attention.norm(states))
+        return states + module.feed_forward.net(module.feed_forward.norm(states))
+
+    embedded = model.token_embeddings(tokens)
+    positions = model.position_embeddings.axis_0[:, None] + model.position_embeddings.axis_1
+    (outer,) = model.outer_levels
+    assert [(b.attention.attention.axis, b.attention.attention.core.is_causal) for b in outer.blocks] == [
+        (1, False),
+        (0, True),
+    ] * 2
+    states = embedded + positions
+    for module in outer.blocks:
+        states = block(module, states)
+    above = torch.zeros_like(states)
+    above[:, 1:] = states[:, :-1]
+    left = torch.zeros_like(embedded)
+    left[:, :, 1:] = embedded[:, :, :-1]
+    states = left + above + positions
+    for module in model.inner_level.blocks:
+        assert (module.attention.attention.axis, module.attention.attention.core.is_causal) == (1, True)
+        states = block(module, states)
+    expected = model.head(model.norm(states))
+    torch.testing.assert_close(model(tokens[:, None]).logits[:, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_context_written_out():
+    """Position, class, and what the exterior encoder makes of condition, earlier channels and number of the channel."""
+    model = make_model((3, 4), num_channels=3, num_classes=3, num_condition_channels=2)
+    inputs = make_inputs(model.config)
+    own_positions, exterior_positions = (
+        embeddings.axis_0[:, None] + embeddings.axis_1
+        for embeddings in (model.position_embeddings, model.exterior.position_embeddings)
+    )
+    classes = model.class_embeddings.weight[inputs["class_labels"]][:, None, None]
+    for channel in range(3):
+        planes = torch.zeros(2, 3, 4, 8, dtype=torch.float64)  # condition, earlier channels, number of the channel
+        planes[..., :2] = inputs["condition"].permute(0, 2, 3, 1)
+        for earlier in range(channel):
+            planes[..., 2 + earlier] = inputs["input_ids"][:, earlier] / 4
+        planes[..., 5 + channel] = 1
+        encoded = model.exterior.projection(neighbourhoods(planes)) + exterior_positions + classes
+        expected = model.exterior.stack(encoded) + own_positions + classes
+        found = model.make_context(channel=torch.tensor([channel] * 2), **inputs)
+        torch.testing.assert_close(found, expected)
+    directions = [
+        (b.attention.attention.axis, b.attention.attention.core.is_causal) for b in model.exterior.stack.blocks
+    ]
+    assert directions == [(0, False), (1, False)]
+
+
+def test_nested_context_written_out():
+    model = make_model((3, 4), channel_order="nested", num_channels=3, num_classes=3)
+    inputs = make_inputs(model.config)
+    tables = model.position_embeddings
+    positions = tables.axis_0[:, None, None] + tables.axis_1[:, None] + tables.axis_2
+    classes = model.class_embeddings.weight[inputs["class_labels"]][:, None, None, None]
+    found = model.make_context(channel=torch.zeros(2, dtype=torch.long), condition=None, **inputs)
+    torch.testing.assert_close(found, positions + classes)
+
+
+@pytest.mark.parametrize("grid", [(5,), (4, 3), (2, 3, 4)], ids=str)
+def test_neighbourhoods_make_a_convolution(grid):
+    planes = torch.randn(2, *grid, 3, dtype=torch.float64)
+    weight = torch.randn(7, 3, *[3] * len(grid), dtype=torch.float64)
+    convolution = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[len(grid) - 1]
+    expected = convolution(planes.movedim(-1, 1), weight, padding=1).movedim(1, -1)
+    # Neighbours come axis by axis, so the offsets along the last axis are outermost.
+    axes = range(weight.dim() - 1, 1, -1)
+    found = neighbourhoods(planes) @ weight.permute(0, *axes, 1).flatten(1).T
+    torch.testing.assert_close(found, expected)
+
+
+def test_shift():
+    states = torch.arange(1.0, 13).view(1, 3, 4, 1)
+    assert shift(states, 0)[0, :, :, 0].tolist() == [[0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 7, 8]]
+    assert shift(states, 1)[0, :, :, 0].tolist() == [[0, 1, 2, 3], [0, 5, 6, 7], [0, 9, 10, 11]]
+    assert shift(states, 0, -1)[0, :, :, 0].tolist() == [[5, 6, 7, 8], [9, 10, 11, 12], [0, 0, 0, 0]]
+    assert not shift(states[:, :1], 0).any()
+
+
+# Training
+
+
+def loss_and_gradients(model, inputs):
+    model.zero_grad()
+    torch.manual_seed(3)
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@orders
+def test_reversible_and_checkpointed_training_gives_the_same_gradients(channel_order):
+    for reversible in (False, True):
+        model = make_model(
+            channel_order=channel_order,
+            reversible=reversible,
+            num_channels=3,  # of 2 the first alone counts, whose causal attention has nothing to choose from
+            num_outer_layers=2,
+            num_classes=3,
+            num_condition_channels=1,
+            hidden_dropout_prob=0.2,
+        ).train()
+        inputs = make_inputs(model.config)
+        stacks = [module for module in model.modules() if hasattr(module, "executor_class")]
+        expected_class = RebuiltTwoStream if reversible else OneStream
+        assert len(stacks) > 2 and all(stack.executor_class is expected_class for stack in stacks)
+        loss, gradients = loss_and_gradients(model, inputs)
+        assert all(gradient.any() for name, gradient in gradients.items() if not name.endswith("k_proj.bias"))
+        runs = []
+        if reversible:
+            for stack in stacks:
+                stack.executor_class = TwoStream
+            runs.append(loss_and_gradients(model, inputs))
+            for stack in stacks:
+                stack.executor_class = RebuiltTwoStream
+        model.gradient_checkpointing_enable()
+        runs.append(loss_and_gradients(model, inputs))
+        for other_loss, other_gradients in runs:
+            torch.testing.assert_close(other_loss, loss)
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-9, atol=1e-11)
+
+
+@orders
+def test_a_picture_is_learnt_by_heart(channel_order):
+    torch.manual_seed(0)
+    config = make_config((4, 5), channel_order=channel_order, hidden_size=16)
+    model = AxialForCausalImageModeling(config).train()
+    inputs = make_inputs(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        model(**inputs).loss.backward()
+        optimizer.step()
+    assert model.eval()(**inputs).bits_per_dim < 0.05
+
+
+# Other sizes, wrong inputs
+
+
+@variants
+def test_other_sizes_than_the_native_one(overrides):
+    model = make_model((3, 5), **overrides)
+    inputs = make_inputs(model.config, image_size=(4, 7))
+    assert model(**inputs).logits.shape == (2, model.config.num_channels, 4, 7, 5)
+    assert model.log_prob(**inputs).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "message"),
+    [
+        ({}, {"input_ids": torch.zeros(2, 3, 3, 5, dtype=torch.long)}, r"2 channels.*got \(2, 3, 3, 5\)"),
+        ({}, {"input_ids": torch.zeros(2, 2, 15, dtype=torch.long)}, r"2 axes.*got \(2, 2, 15\)"),
+        ({}, {"input_ids": torch.zeros(2, 2, 3, 5)}, "integers from 0 to 4, got torch.float32"),
+        ({}, {"class_labels": torch.tensor([0, 1])}, "num_classes=None"),
+        ({"num_classes": 3}, {"class_labels": None}, "num_classes=3, class_labels=None"),
+        ({"num_classes": 3}, {"class_labels": torch.tensor([1])}, r"shape \(2,\), got \(1,\)"),
+        ({}, {"condition": torch.zeros(2, 1, 3, 5)}, "num_condition_channels=0, condition is given"),
+        ({"num_condition_channels": 1}, {"condition": None}, "num_condition_channels=1, condition is not given"),
+        ({"num_condition_channels": 1}, {"condition": torch.zeros(2, 1, 5, 3)}, r"\(2, 1, 3, 5\), got \(2, 1, 5, 3\)"),
+    ],
+)
+def test_inputs_that_do_not_fit(overrides, changes, message):
+    model = make_model(**overrides)
+    inputs = {**make_inputs(model.config), **changes}
+    for method in (model, model.log_prob):
+        with pytest.raises(ValueError, match=message):
+            method(**inputs)
+
+
+# Remote code
+
+LOAD = """
+import sys
+import torch
+import transformers
+from safetensors.torch import load_file
+
+folder, tensors, auto_class, *again = sys.argv[1:]
+tensors = load_file(tensors)
+model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+inputs = {name: tensors[name] for name in ("class_labels", "condition")}
+with torch.no_grad():
+    assert torch.equal(model(tensors["input_ids"], **inputs).logits, tensors["logits"])
+for sampler in ("cached", "naive", "semi_parallel"):
+    generator = torch.Generator().manual_seed(5)
+    assert torch.equal(model.generate(2, **inputs, generator=generator, sampler=sampler), tensors["samples"])
+for folder in again:
+    model.save_pretrained(folder)
+print("equal")
+"""
+
+
+def test_checkpoint_opens_where_the_package_is_not_installed(run_python, tmp_path):
+    config = make_config((3, 4), num_channels=3, num_classes=3, num_condition_channels=1, reversible=True)
+    model = redraw(AxialForCausalImageModeling(config).eval())
+    model.register_for_auto_class("AutoModelForCausalLM")
+    AxialDecoderConfig.register_for_auto_class()
+    inputs = make_inputs(config, dtype=torch.float32)
+    with torch.no_grad():
+        tensors = {**inputs, "logits": model(**inputs).logits}
+    del inputs["input_ids"]
+    tensors["samples"] = model.generate(2, **inputs, generator=torch.Generator().manual_seed(5))
+    save_file(tensors, tmp_path / "tensors.safetensors")
+    model.save_pretrained(tmp_path / "saved")
+    folder = (tmp_path / "saved").rename(tmp_path / "first")
+
+    closed_set = {
+        Path(path).name for path in {decoder_file.__file__, *get_relative_import_files(decoder_file.__file__)}
+    }
+    assert {"modeling_axial_decoder.py", "configuration_axial_decoder.py", "sampling.py", "attention.py"} <= closed_set
+    assert not closed_set & {"modeling_axial.py", "modeling_axial_heads.py", "image_processing_axial.py"}
+    loads = [("first", "AutoModelForCausalLM", "second"), ("second", "AutoModel", "third")]
+    for name, auto_class, again in loads:
+        arguments = (tmp_path / name, tmp_path / "tensors.safetensors", auto_class, tmp_path / again)
+        assert "equal" in run_python(LOAD, *arguments).stdout
+    for folder in (tmp_path / name for name in ("first", "second", "third")):
+        assert {path.name for path in folder.glob("*.py")} == closed_set
+        auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+        assert auto_map == AxialForCausalImageModeling.code_auto_map
+
+
+def test_saved_and_loaded_with_the_package(tmp_path):
+    model = make_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    again = AxialForCausalImageModeling.from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())

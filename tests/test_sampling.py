@@ -1,0 +1,404 @@
+"""Three samplers, one picture: what they draw, from which noise, at which cost, and around which known values."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
+from modeling_axial.sampling import SAMPLERS, Draw, LineCache
+from tests.test_modeling_axial_decoder import make_config, make_inputs, make_model, orders, redraw, variants
+
+
+def sample(model, num_images=2, seed=4, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return model.generate(num_images, generator=generator, **options)
+
+
+def conditions(model, num_images=2, image_size=None):
+    dtype = model.head.weight.dtype
+    inputs = make_inputs(model.config, num_images, dtype=dtype, image_size=image_size)
+    return {name: value for name, value in inputs.items() if name != "input_ids"}
+
+
+# The same pixels
+
+
+@variants
+def test_samplers_draw_the_same_pixels(overrides):
+    model = make_model(**{"vocab_size": 17, **overrides})
+    options = conditions(model)
+    naive = sample(model, sampler="naive", **options)
+    assert naive.dtype == torch.int64 and naive.shape == (2, model.config.num_channels, 3, 5)
+    assert len(naive.unique()) > 5 and not torch.equal(naive[0], naive[1])
+    assert torch.equal(sample(model, sampler="semi_parallel", **options), naive)
+    assert torch.equal(sample(model, sampler="cached", **options), naive)
+
+
+@orders
+@pytest.mark.parametrize("image_size", [(5,), (1, 7), (7, 1), (2, 3, 4), (3, 2, 2, 3)], ids=str)
+def test_samplers_agree_on_any_number_of_axes(image_size, channel_order):
+    model = make_model(image_size, channel_order=channel_order, vocab_size=7, num_outer_layers=2, num_inner_layers=2)
+    pictures = [sample(model, sampler=sampler) for sampler in SAMPLERS]
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+
+
+@orders
+@pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
+def test_a_thousand_pixels_in_float64(gain, channel_order):
+    """10 pictures of 2 x 7 x 8 values, at weights from ordinary to so large that one value decides all that follow."""
+    model = make_model((7, 8), channel_order=channel_order, vocab_size=11, gain=gain, num_inner_layers=2)
+    pictures = [sample(model, 10, sampler=sampler) for sampler in SAMPLERS]
+    assert pictures[0].numel() >= 1000
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+
+
+@orders
+def test_a_thousand_pixels_in_float32(channel_order):
+    """Equal, or apart from where the two likeliest values were within rounding of each other."""
+    model = make_model((7, 8), dtype=torch.float32, channel_order=channel_order, vocab_size=11, num_inner_layers=2)
+    naive, *others = (sample(model, 10, sampler=sampler) for sampler in SAMPLERS)
+    noise = line_noise(naive.shape, 11)
+    with torch.no_grad():
+        scores = model(naive).logits.double() + noise
+    first, second = scores.topk(2).values.unbind(-1)
+    for other in others:
+        for ours, theirs, gap in zip(naive.flatten(1), other.flatten(1), (first - second).flatten(1), strict=True):
+            different = (ours != theirs).nonzero().flatten()
+            assert not len(different) or gap[different[0]] < 1e-4
+
+
+def line_noise(shape, vocab_size, seed=4):
+    """The noise that generate() draws: line by line in raster order, each line for all pictures at once."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.empty(*shape, vocab_size, dtype=torch.float64)
+    for line in itertools.product(*map(range, shape[1:-1])):
+        exponential = torch.empty(shape[0], shape[-1], vocab_size, dtype=torch.float64)
+        noise[(slice(None), *line)] = -exponential.exponential_(generator=generator).log()
+    return noise
+
+
+@variants
+def test_every_value_is_the_argmax_of_its_logits_and_noise(overrides):
+    """Gumbel-max, with the noise drawn line by line: one teacher-forced pass over the samples explains them all."""
+    model = make_model(**overrides)
+    options = conditions(model)
+    pictures = sample(model, temperature=0.7, **options)
+    with torch.no_grad():
+        logits = model(pictures, **options).logits
+    assert torch.equal((logits / 0.7 + line_noise(pictures.shape, 5)).argmax(-1), pictures)
+
+
+@orders
+@pytest.mark.parametrize("sampler", ["semi_parallel", "cached"])
+@pytest.mark.parametrize("image_size", [(3, 5), (2, 3, 4)], ids=str)
+def test_logits_step_by_step_are_those_of_the_whole_picture(monkeypatch, image_size, sampler, channel_order):
+    model = make_model(image_size, channel_order=channel_order, num_classes=3, num_condition_channels=1, gain=2.0)
+    options = conditions(model)
+    steps = []
+    draw = Draw.__call__
+
+    def recording(self, position, logits):
+        steps.append(logits)
+        return draw(self, position, logits)
+
+    monkeypatch.setattr(Draw, "__call__", recording)
+    pictures = sample(model, sampler=sampler, **options)
+    with torch.no_grad():
+        expected = model(pictures, **options).logits
+    found = torch.stack(steps, 1).view(expected.shape)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    assert expected.std() > 1
+
+
+# Planted faults: the comparisons above can fail
+
+
+def forget_outer_cache(monkeypatch):
+    append = LineCache.append
+
+    def forgetful(self, attention, key, value):
+        keys, values = append(self, attention, key, value)
+        return (key, value) if self.axis == 0 else (keys, values)
+
+    monkeypatch.setattr(LineCache, "append", forgetful)
+
+
+def forget_inner_cache(monkeypatch):
+    append = LineCache.append
+
+    def forgetful(self, attention, key, value):
+        keys, values = append(self, attention, key, value)
+        return (key, value) if self.axis == 1 else (keys, values)
+
+    monkeypatch.setattr(LineCache, "append", forgetful)
+
+
+def read_one_too_few(monkeypatch):
+    append = LineCache.append
+
+    def short(self, attention, key, value):
+        keys, values = append(self, attention, key, value)
+        length = max(1, self.position)
+        return keys.narrow(self.axis + 1, 0, length), values.narrow(self.axis + 1, 0, length)
+
+    monkeypatch.setattr(LineCache, "append", short)
+
+
+def share_a_cache_between_blocks(monkeypatch):
+    append = LineCache.append
+    monkeypatch.setattr(
+        LineCache,
+        "append",
+        lambda self, attention, key, value: append(self, next(iter(self._kept), attention), key, value),
+    )
+
+
+@pytest.mark.parametrize(
+    "plant", [forget_outer_cache, forget_inner_cache, read_one_too_few, share_a_cache_between_blocks]
+)
+def test_a_cache_that_is_wrong_is_seen(monkeypatch, plant):
+    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, gain=2.0)
+    expected = sample(model, 4)
+    plant(monkeypatch)
+    assert not torch.equal(sample(model, 4), expected)
+    assert torch.equal(sample(model, 4, sampler="semi_parallel"), expected)
+
+
+# Cost
+
+
+@pytest.mark.parametrize(
+    ("image_size", "overrides"),
+    [((28, 28), {"num_channels": 1, "vocab_size": 2}), ((4, 5), {}), ((4, 5), {"channel_order": "nested"})]
+    + [((2, 3, 4), {"num_channels": 1})],
+    ids=str,
+)
+def test_tokens_that_pass_the_levels(image_size, overrides):
+    model = make_model(image_size, **overrides)
+    grid, num_grids = model.config.grid_shape, model.config.num_grids
+    pixels, lines, length = math.prod(grid), math.prod(grid[:-1]), grid[-1]
+    once = [math.prod(grid[:axis]) * (grid[axis] - 1) * math.prod(grid[axis + 1 :]) for axis in range(len(grid) - 1)]
+    formulas = {
+        "cached": (once, pixels),
+        "semi_parallel": ([lines * pixels] * len(once), pixels * length),
+        "naive": ([pixels * pixels] * len(once), pixels * pixels),
+    }
+    if image_size == (28, 28):
+        assert formulas["cached"] == ([27 * 28], 784) and formulas["semi_parallel"] == ([28 * 784], 784 * 28)
+        del formulas["naive"]  # takes too long
+    counts = {}
+
+    def count(module, inputs, output):
+        counts[module] = counts.get(module, 0) + output.shape[:-1].numel()
+
+    for level in (*model.outer_levels, model.inner_level):
+        level.register_forward_hook(count)
+    if model.exterior is not None:
+        model.exterior.register_forward_hook(count)
+    for sampler, (outer, inner) in formulas.items():
+        counts.clear()
+        sample(model, 1, sampler=sampler)
+        assert [counts[level] for level in model.outer_levels] == [num_grids * tokens for tokens in outer]
+        assert counts[model.inner_level] == num_grids * inner
+        if model.exterior is not None:  # once for each channel, whichever sampler
+            assert counts[model.exterior] == num_grids * math.prod(image_size)
+
+
+# Known values
+
+
+@orders
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_known_values_stay_and_what_comes_before_ignores_them(sampler, channel_order):
+    model = make_model((4, 5), vocab_size=11, channel_order=channel_order)
+    free = sample(model, 8, sampler=sampler).flatten(1)
+    for cell in (0, 7, 19, 20, 33, 39):
+        mask = torch.zeros(1, 2, 4, 5, dtype=torch.bool)
+        mask.view(-1)[cell] = True
+        values = torch.full((1, 2, 4, 5), -1)  # what is not known is not read
+        others = []
+        for value in (3, 8):
+            values.view(-1)[cell] = value
+            others.append(sample(model, 8, sampler=sampler, known=(values, mask)).flatten(1))
+            assert (others[-1][:, cell] == value).all()
+            assert torch.equal(others[-1][:, :cell], free[:, :cell])
+        if cell < 34:
+            assert not torch.equal(others[0][:, cell + 1 :], others[1][:, cell + 1 :])
+
+
+@orders
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_is_completed_with_the_noise_it_was_drawn_with(sampler, channel_order):
+    model = make_model((4, 5), vocab_size=11, channel_order=channel_order)
+    free = sample(model, sampler=sampler)
+    for given in (1, 5, 12, 20, 25, 40):
+        mask = (torch.arange(40) < given).view(1, 2, 4, 5)
+        assert torch.equal(sample(model, sampler=sampler, known=(free, mask)), free)
+
+
+def test_holes_and_batches_of_known_values():
+    model = make_model((4, 5), vocab_size=11)
+    generator = torch.Generator().manual_seed(6)
+    values = torch.randint(11, (3, 2, 4, 5), generator=generator)
+    mask = torch.rand(3, 2, 4, 5, generator=generator) < 0.6
+    mask[:, 0, 2] = True  # a line that is known in all pictures is not computed
+    pictures = [sample(model, 3, sampler=sampler, known=(values, mask)) for sampler in SAMPLERS]
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+    assert torch.equal(pictures[0][mask], values[mask]) and not torch.equal(pictures[0], values)
+    everything = sample(model, 3, known=(values, torch.ones(1, 1, 1, 1, dtype=torch.bool)))
+    assert torch.equal(everything, values)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_lines_that_are_known_are_not_computed(sampler):
+    model = make_model((4, 5), num_channels=1)
+    counts = []
+    model.inner_level.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[:-1].numel()))
+    values = torch.zeros(1, 1, 4, 5, dtype=torch.long)
+    mask = torch.zeros(1, 1, 4, 5, dtype=torch.bool)
+    mask[:, :, :2] = True
+    sample(model, 1, sampler=sampler, known=(values, mask))
+    assert sum(counts) == {"cached": 10, "semi_parallel": 10 * 5, "naive": 10 * 20}[sampler]
+
+
+# What samples depend on
+
+
+@orders
+def test_class_and_condition_change_the_samples(channel_order):
+    model = make_model(channel_order=channel_order, num_classes=3, num_condition_channels=1, vocab_size=11)
+    options = conditions(model)
+    pictures = sample(model, **options)
+    assert torch.equal(sample(model, **options), pictures)
+    assert not torch.equal(sample(model, **options, seed=5), pictures)
+    other_class = {**options, "class_labels": (options["class_labels"] + 1) % 3}
+    other_condition = {**options, "condition": options["condition"] + 1}
+    for other in (other_class, other_condition):
+        assert not torch.equal(sample(model, **other), pictures)
+
+
+@orders
+def test_later_channels_never_change_earlier_ones(channel_order):
+    model = make_model(num_channels=3, channel_order=channel_order, vocab_size=11)
+    free = sample(model)
+    for channel in (1, 2):
+        mask = torch.zeros(1, 3, 1, 1, dtype=torch.bool)
+        mask[:, channel] = True
+        pictures = sample(model, known=((free + 1) % 11, mask))
+        assert torch.equal(pictures[:, :channel], free[:, :channel])
+        assert channel == 2 or not torch.equal(pictures[:, 2], free[:, 2])
+
+
+def test_samples_follow_the_probabilities():
+    """20,000 pictures of 2 x 2 pixels with two values: each of the 16 as often as log_prob says."""
+    model = make_model((2, 2), num_channels=1, vocab_size=2)
+    pictures = sample(model, 20_000).flatten(1)
+    frequencies = (pictures * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / 20_000
+    every = torch.tensor(list(itertools.product((0, 1), repeat=4))).view(16, 1, 2, 2)
+    with torch.no_grad():
+        probabilities = model.log_prob(every).exp()
+    deviations = (frequencies - probabilities) / (probabilities * (1 - probabilities) / 20_000).sqrt()
+    assert deviations.abs().max() < 4
+
+
+def test_temperature_and_truncation():
+    model = make_model(vocab_size=11)
+    greedy = sample(model, temperature=0.0)
+    with torch.no_grad():
+        logits = model(greedy).logits
+    assert torch.equal(logits.argmax(-1), greedy)
+    assert torch.equal(sample(model, top_k=1), greedy) and torch.equal(sample(model, top_p=1e-6), greedy)
+    assert torch.equal(sample(model, temperature=1e-9), greedy)
+    free = sample(model)
+    assert not torch.equal(free, greedy)
+    assert torch.equal(sample(model, top_k=11), free) and torch.equal(sample(model, top_k=100, top_p=1.0), free)
+    for options in ({"top_k": 3}, {"top_p": 0.6, "temperature": 1.5}, {"top_k": 4, "top_p": 0.9}):
+        pictures = [sample(model, 20, sampler=sampler, **options) for sampler in SAMPLERS]
+        assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+        with torch.no_grad():
+            ordered = model(pictures[0]).logits / options.get("temperature", 1.0)
+        probabilities = ordered.softmax(-1)
+        own = probabilities.gather(-1, pictures[0][..., None])
+        more_likely = probabilities > own
+        assert (more_likely.sum(-1) < options.get("top_k", 11)).all() and more_likely.any()
+        if "top_k" not in options:
+            assert ((probabilities * more_likely).sum(-1) < options["top_p"]).all()
+
+
+# How generate() behaves
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_size_of_known_values_and_condition_counts(sampler):
+    model = make_model(num_condition_channels=1, vocab_size=11)
+    condition = conditions(model, image_size=(4, 7))["condition"]
+    pictures = sample(model, condition=condition, sampler=sampler)
+    assert pictures.shape == (2, 2, 4, 7)
+    known = (pictures, torch.ones(1, 1, 4, 7, dtype=torch.bool))
+    assert torch.equal(sample(model, condition=condition, known=known, sampler=sampler), pictures)
+    assert torch.equal(sample(model, condition=condition), pictures)
+
+
+def test_without_a_generator_the_global_seed_counts():
+    model = make_model()
+    torch.manual_seed(1)
+    first = model.generate(2)
+    torch.manual_seed(1)
+    assert torch.equal(model.generate(2), first) and not torch.equal(model.generate(2), first)
+
+
+def test_dropout_rests_and_modes_come_back():
+    model = make_model(hidden_dropout_prob=0.5)
+    expected = sample(model)
+    model.train()
+    model.inner_level.eval()
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(sample(model), expected)
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ValueError, match="top_k"):
+        sample(model, top_k=0)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_two_streams_sample_the_same_with_every_sampler():
+    model = make_model(reversible=True, num_outer_layers=2, vocab_size=11)
+    pictures = [sample(model, sampler=sampler) for sampler in SAMPLERS]
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+
+
+def test_a_new_model_draws_uniformly():
+    torch.manual_seed(0)
+    model = AxialForCausalImageModeling(make_config((8, 8), vocab_size=4))
+    assert torch.equal(sample(model, 4), line_noise((4, 2, 8, 8), 4).argmax(-1))
+    assert not torch.equal(sample(redraw(model), 4), line_noise((4, 2, 8, 8), 4).argmax(-1))
+
+
+def test_progress(capsys):
+    model = make_model()
+    sample(model)
+    assert "30/30" not in capsys.readouterr().err
+    sample(model, 1, show_progress=True)
+    assert "30/30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "fast"}, r"one of \['cached', 'naive', 'semi_parallel'\], got 'fast'"),
+        ({"num_images": 0}, "num_images must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must not be negative, got -1.0"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p must be greater than 0 and at most 1, got 0.0"),
+        ({"class_labels": torch.tensor([0, 1])}, "num_classes=None"),
+        ({"known": (torch.zeros(2, 2, 3, 5), torch.zeros(2, 2, 3, 5))}, "must be boolean"),
+        ({"known": (torch.zeros(3, 2, 3, 5), torch.ones(2, 2, 3, 5) > 0)}, r"known input_ids \(3, 2, 3, 5\)"),
+        ({"known": (torch.zeros(2, 2, 3, 5), torch.ones(3, 5) > 0)}, r"known mask \(3, 5\) must broadcast"),
+        ({"known": (torch.full((2, 2, 3, 5), 5), torch.ones(2, 2, 3, 5) > 0)}, "from 0 to 4, got 5 to 5"),
+    ],
+)
+def test_impossible_arguments(options, message):
+    model = make_model()
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{"num_images": 2, **options})
