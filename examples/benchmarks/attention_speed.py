@@ -19,17 +19,14 @@ Floating-point operations count what is executed, so the rebuilt activations of 
 import argparse
 import datetime
 import functools
-import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import torch
+from measuring import compare, cpu_seconds, peak_growth, processor, wall_seconds
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -81,30 +78,6 @@ def training_step(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 PASSES = {"forward": forward, "training step": training_step}
 
 
-# Time
-
-
-def cpu_seconds(run: Callable[[], object]) -> float:
-    torch.set_num_threads(1)
-    start = time.thread_time()
-    run()
-    return time.thread_time() - start
-
-
-def wall_seconds(run: Callable[[], object], threads: int) -> float:
-    torch.set_num_threads(threads)
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def compare(runs: tuple[Callable, Callable], clock: Callable, pairs: int) -> tuple[float, float, float]:
-    """(seconds of the first, seconds of the second, their ratio), medians over alternating pairs."""
-    measured = [[clock(run) for run in runs] for _ in range(pairs)]
-    first, second = (statistics.median(column) for column in zip(*measured, strict=True))
-    return first, second, statistics.median(a / b for a, b in measured)
-
-
 # Memory
 
 
@@ -115,29 +88,10 @@ def added_memory(package: str, case: str, pass_name: str, threads: int) -> float
 
 
 def measure_memory(package: str, case: str, pass_name: str) -> float:
-    module, x = make(package, case), make_input(case)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of the imports
-    before = resident_memory("VmRSS")
-    PASSES[pass_name](module, x)
-    return resident_memory("VmHWM") - before
-
-
-def resident_memory(field: str) -> float:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
+    return peak_growth(functools.partial(PASSES[pass_name], make(package, case), make_input(case)))
 
 
 # What the machine allows
-
-
-def processor() -> str:
-    """The name of the processor, and how many of it there are."""
-    names = [
-        line.partition(": ")[2]
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 def matrix_product_rate() -> float:

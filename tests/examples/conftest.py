@@ -4,4 +4,4 @@ import sys
 
 from tests.conftest import ROOT
 
-sys.path.append(str(ROOT / "examples"))
+sys.path += [str(ROOT / "examples"), str(ROOT / "examples" / "benchmarks")]

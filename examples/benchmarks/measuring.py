@@ -1,0 +1,57 @@
+"""What the benchmarks measure with: time of alternating runs, memory of a fresh process, the name of the processor."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    torch.set_num_threads(1)
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+def wall_seconds(run: Callable[[], object], threads: int) -> float:
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(runs: tuple[Callable, Callable], clock: Callable, pairs: int) -> tuple[float, float, float]:
+    """(seconds of the first, seconds of the second, their ratio), medians over alternating pairs."""
+    measured = [[clock(run) for run in runs] for _ in range(pairs)]
+    first, second = (statistics.median(column) for column in zip(*measured, strict=True))
+    return first, second, statistics.median(a / b for a, b in measured)
+
+
+def peak_growth(run: Callable[[], object]) -> float:
+    """MiB by which the peak resident memory of a run exceeds what was resident before it (Linux only).
+
+    Only the first large run of a process tells: later ones find memory that the process has kept.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of the imports
+    before = resident_memory("VmRSS")
+    run()
+    return resident_memory("VmHWM") - before
+
+
+def resident_memory(field: str) -> float:
+    """MiB, now ("VmRSS") or at most so far ("VmHWM")."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
+
+
+def processor() -> str:
+    """The name of the processor, and how many of it there are."""
+    names = [
+        line.partition(": ")[2]
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
