@@ -283,7 +283,7 @@ def main(rank, folder, again, rendezvous):
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model.save_pretrained(again, is_main_process=rank == 0, state_dict=get_model_state_dict(model, options=options))
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may still let go of tensors: a Python that shuts down meanwhile is aborted, rarely
 
 
 if __name__ == "__main__":
