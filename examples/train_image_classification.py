@@ -6,13 +6,13 @@ Train an image classifier, on one CPU or many GPUs, and resume it exactly when i
         --train_dir pictures/train --validation_dir pictures/validation
 
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. `output_dir` gets
-the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints of the run.
+the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints of the run. SIGTERM finishes the step at
+hand, saves a checkpoint and exits with code 143 (a launcher of several processes exits with its own).
 """
 
 import math
 import re
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,9 +38,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from modeling_axial.image_processing_axial import AxialImageProcessor
 from modeling_axial.training import (
+    STOPPED_EXIT_CODE,
     FixedArguments,
     MetricsLog,
     ResumableSampler,
+    StopRequest,
+    end_processes,
     find_checkpoint,
     load_state,
     lock_folder,
@@ -228,6 +231,7 @@ def main() -> None:
     # ---- training ----
     progress = tqdm(total=total_steps, initial=step, disable=not accelerator.is_main_process)
     step_loss = torch.zeros((), device=accelerator.device)
+    stop = StopRequest(accelerator)
     model.train()
     while step < total_steps:
         for pixel_values, labels in train_loader:  # from where the sampler stands to the end of the epoch
@@ -255,9 +259,9 @@ def main() -> None:
             progress.update()
             last = step == total_steps
             epoch_ends = sampler.offset == 0
-            save = last or (
-                epoch_ends if run.checkpointing_steps == "epoch" else step % int(run.checkpointing_steps) == 0
-            )
+            stopping = stop.agreed()
+            due = epoch_ends if run.checkpointing_steps == "epoch" else step % int(run.checkpointing_steps) == 0
+            save = last or stopping or due
             if save or step % run.logging_steps == 0:
                 loss = accelerator.reduce(step_loss, "mean").item()
                 if not math.isfinite(loss):
@@ -273,8 +277,13 @@ def main() -> None:
                 if log is not None:
                     log.sync()
                 save_state(accelerator, output_dir, step, run.checkpoints_total_limit)
+            if stopping:
+                accelerator.print(f"Stopped as asked, with step {step} saved: --resume_from_checkpoint latest goes on.")
+                end_processes(accelerator)
+                sys.exit(STOPPED_EXIT_CODE)
             if last:
                 break
+    stop.close()
     progress.close()
 
     # ---- results ----
@@ -303,11 +312,7 @@ def main() -> None:
         print(f"Predictions are drawn in {output_dir / 'predictions.png'}. Load the model with")
         print(*loading_lines(run.output_dir), sep="\n")
         lock.release()
-    accelerator.wait_for_everyone()  # the process group must not end while another rank still uses it
-    # Nor while its threads still let go of tensors: they wait for the interpreter, and its destructor, which holds the
-    # interpreter, for them. Seen once in dozens of runs on a busy machine.
-    time.sleep(0.5)
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 def load_data(arguments: DataArguments) -> Digits | PictureFolder:

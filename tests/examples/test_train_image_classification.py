@@ -35,7 +35,7 @@ CONTEXT.set_forkserver_preload(
 
 
 def train(*arguments, kill_at=None):
-    """Runs the script to its end, or until SIGKILL at `kill_at=(moment, step)`. (exit code, all that it printed)"""
+    """Runs the script, with the trap `kill_at=(moment, step[, signal])` if given. (exit code, all that it printed)"""
     with tempfile.NamedTemporaryFile() as output:  # no pipe: workers that outlive a killed run would keep it open
         process = CONTEXT.Process(target=train_here, args=(list(map(str, arguments)), kill_at, output.name))
         process.start()
@@ -55,21 +55,21 @@ def train_here(arguments, kill_at, output):
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def set_trap(moment, step):
-    """Lets the process kill itself at a moment of a step that no signal from outside would hit for certain."""
+def set_trap(moment, step, signal_number=signal.SIGKILL):
+    """Sends the process a signal at a moment of a step that none from outside would hit for certain."""
     write, commit = MetricsLog.write, checkpoints.commit_checkpoint
 
     def write_and_die(self, at_step, **values):
         write(self, at_step, **values)
         if at_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal_number)
 
     def commit_and_die(staged, at_step, total_limit):
         if at_step == step and moment == "state written":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal_number)
         commit(staged, at_step, total_limit)
         if at_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal_number)
 
     if moment == "line written":
         MetricsLog.write = write_and_die
@@ -377,6 +377,18 @@ def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
     assert (calls["token"], calls["repo_id"], calls["folder_path"]) == ("secret", "user/run", folder)
     assert {"model.safetensors", "config.json", "README.md", "predictions.png", "metrics.jsonl"} <= uploaded
     assert not [name for name in uploaded if "checkpoint-" in name or name == ".lock"]
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_sigterm_saves_and_the_run_goes_on(unbroken, inputs, tmp_path, name):
+    folder = tmp_path / "run"
+    arguments = [*ARGUMENTS[name](inputs, folder), "--resume_from_checkpoint=latest"]
+    exit_code, printed = train(*arguments, kill_at=("line written", 6, signal.SIGTERM))
+    assert exit_code == 143 and "Stopped as asked, with step 7 saved" in printed, printed
+    assert not (folder / "model.safetensors").exists()
+    exit_code, printed = train(*arguments)
+    assert exit_code == 0 and f"Resuming from {folder}/checkpoint-7." in printed, printed
+    assert_same_run(folder, unbroken[name][0])
 
 
 # Errors

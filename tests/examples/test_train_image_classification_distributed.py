@@ -33,6 +33,19 @@ def launch(script, arguments):
     return done.returncode, done.stdout
 
 
+def with_trap(folder, trap):
+    """The training script with `set_trap(trap)` on every rank."""
+    script = folder / "trapped.py"
+    script.write_text(
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "from tests.examples.test_train_image_classification import SCRIPT, set_trap\n"
+        f"set_trap({trap})\n"
+        "runpy.run_path(str(SCRIPT), run_name='__main__')\n"
+    )
+    return script
+
+
 @pytest.fixture(scope="module")
 def unbroken(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "run"
@@ -68,20 +81,24 @@ def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
 def test_two_killed_processes_resume_bit_for_bit(unbroken, inputs, tmp_path):
     folder = tmp_path / "run"
     arguments = [*pictures_arguments(inputs, folder), *LONGER, "--resume_from_checkpoint=latest"]
-    killed = tmp_path / "killed.py"
-    killed.write_text(
-        "import runpy, sys\n"
-        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "from tests.examples.test_train_image_classification import SCRIPT, set_trap\n"
-        "set_trap('state written', 6)\n"
-        "runpy.run_path(str(SCRIPT), run_name='__main__')\n"
-    )
-    exit_code, printed = launch(killed, arguments)
+    exit_code, printed = launch(with_trap(tmp_path, "'state written', 6"), arguments)
     assert exit_code == 1 and "SIGKILL" in printed, printed
     assert sorted(path.name for path in folder.glob("*checkpoint*"))[0] == "checkpoint-3"
     assert list(folder.glob("unfinished-checkpoint-*"))
     exit_code, printed = launch(SCRIPT, arguments)
     assert exit_code == 0 and f"Resuming from {folder}/checkpoint-3." in printed, printed
+    assert_same_run(folder, unbroken)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_and_saves_both(unbroken, inputs, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*pictures_arguments(inputs, folder), *LONGER, "--resume_from_checkpoint=latest"]
+    exit_code, printed = launch(with_trap(tmp_path, "'line written', 5, 15"), arguments)  # only the first writes lines
+    assert exit_code == 1 and "Stopped as asked, with step 6 saved" in printed, printed
+    exit_code, printed = launch(SCRIPT, arguments)
+    assert exit_code == 0 and f"Resuming from {folder}/checkpoint-6." in printed, printed
     assert_same_run(folder, unbroken)
 
 
