@@ -30,6 +30,23 @@ def compare(runs: tuple[Callable, Callable], clock: Callable, pairs: int) -> tup
     return first, second, statistics.median(a / b for a, b in measured)
 
 
+def compare_on_both_clocks(
+    runs: tuple[Callable, Callable], pairs: int
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """What `compare` gives, from CPU seconds and from wall-clock seconds of the same runs, on one thread."""
+    wall = []
+
+    def clock(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        seconds = cpu_seconds(run)
+        wall.append(time.perf_counter() - start)
+        return seconds
+
+    on_cpu = compare(runs, clock, pairs)
+    taken = iter(wall)
+    return on_cpu, compare(runs, lambda run: next(taken), pairs)
+
+
 def peak_growth(run: Callable[[], object]) -> float:
     """MiB by which the peak resident memory of a run exceeds what was resident before it (Linux only).
 
