@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test checkpoint style check constraints clean
+.PHONY: demo test generate checkpoint checkpoint-autoregressive style check constraints clean
 
 demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
@@ -11,8 +11,15 @@ demo: .venv/installed-demo  # train a classifier of handwritten digits; called a
 test: .venv/installed-test  # all tests, without the network
 	$(BIN)/python -m pytest
 
+generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
+	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \
+		--output_dir outputs/digits-autoregressive --resume_from_checkpoint latest
+
 checkpoint: .venv/installed-demo  # make the checkpoint in the root of this repository
-	$(BIN)/python examples/make_checkpoint.py
+	$(BIN)/python examples/make_checkpoint.py digits
+
+checkpoint-autoregressive: .venv/installed-generate  # make the checkpoint in checkpoints/digits-autoregressive
+	$(BIN)/python examples/make_checkpoint.py digits-autoregressive
 
 style: .venv/installed-dev  # put the code into shape
 	$(BIN)/ruff check --fix .

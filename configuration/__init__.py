@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 from modeling_axial.configuration_axial import AxialConfig
+from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
 
-__all__ = ["AxialConfig", "list_presets", "load_preset"]
+__all__ = ["AxialConfig", "AxialDecoderConfig", "list_presets", "load_preset"]
 
 PRESETS = Path(__file__).parent / "models"
+CONFIG_CLASSES = {config_class.model_type: config_class for config_class in (AxialConfig, AxialDecoderConfig)}
 
 
 def list_presets() -> list[str]:
@@ -16,8 +18,8 @@ def list_presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.json"))
 
 
-def load_preset(name_or_path: str | os.PathLike, **overrides) -> AxialConfig:
-    """The configuration that a preset describes.
+def load_preset(name_or_path: str | os.PathLike, **overrides) -> AxialConfig | AxialDecoderConfig:
+    """The configuration that a preset describes, of the class that its `model_type` names.
 
     Args:
         name_or_path: a name of `list_presets()`, or the path of a file like theirs, which ends in `.json`.
@@ -25,7 +27,7 @@ def load_preset(name_or_path: str | os.PathLike, **overrides) -> AxialConfig:
 
     Raises:
         ValueError: for an unknown preset, or a file that is no preset.
-        `ValueError`, `huggingface_hub.errors.StrictDataclassError`: what `AxialConfig` raises, for unknown keys too.
+        `ValueError`, `huggingface_hub.errors.StrictDataclassError`: what that class raises, for unknown keys too.
     """
     path = Path(name_or_path)
     if path.suffix != ".json":
@@ -40,6 +42,8 @@ def load_preset(name_or_path: str | os.PathLike, **overrides) -> AxialConfig:
         preset = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON: {error}") from error
-    if not isinstance(preset, dict) or preset.get("model_type") != AxialConfig.model_type:
-        raise ValueError(f'{path} must be a JSON object with "model_type": "{AxialConfig.model_type}".')
-    return AxialConfig(**{**preset, **overrides})
+    model_type = preset.get("model_type") if isinstance(preset, dict) else None
+    if model_type not in CONFIG_CLASSES:
+        known = " or ".join(f'"model_type": "{name}"' for name in CONFIG_CLASSES)
+        raise ValueError(f"{path} must be a JSON object with {known}.")
+    return CONFIG_CLASSES[model_type](**{**preset, **overrides})

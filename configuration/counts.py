@@ -9,21 +9,28 @@ from math import prod
 import torch
 
 from configuration import list_presets, load_preset
-from modeling_axial import AxialConfig, AxialModel
+from modeling_axial import AxialConfig, AxialDecoderConfig, AxialForCausalImageModeling, AxialModel
 
 
-def count_parameters(config: AxialConfig) -> int:
-    """Parameters of AxialModel. A classifier on top adds (hidden_size + 1) · num_labels."""
+def count_parameters(config: AxialConfig | AxialDecoderConfig) -> int:
+    """Parameters of AxialModel, to which a classifier adds (hidden_size + 1) · num_labels, or of the decoder."""
     with torch.device("meta"):
+        if isinstance(config, AxialDecoderConfig):
+            return AxialForCausalImageModeling(config).num_parameters()
         return AxialModel(config).num_parameters()
 
 
-def count_flops(config: AxialConfig) -> int:
-    """Floating-point operations of the matrix products and convolutions in one forward pass of AxialModel.
+def count_flops(config: AxialConfig | AxialDecoderConfig) -> int:
+    """Floating-point operations of the matrix products and convolutions in one forward pass, for one input of the
+    native size; a multiplication and the addition behind it count as two."""
+    return count_decoder_flops(config) if isinstance(config, AxialDecoderConfig) else count_encoder_flops(config)
 
-    For one input of the native size; a multiplication and the addition behind it count as two. With T tokens,
-    D = hidden_size, I = intermediate_size and A = num_attention_heads · head_dim, each layer and axis of length L costs
-    2T · (4DA + 2LA) for projections, scores and weighted values, each layer 2T · 2DI for a plain MLP.
+
+def count_encoder_flops(config: AxialConfig) -> int:
+    """Those of AxialModel.
+
+    With T tokens, D = hidden_size, I = intermediate_size and A = num_attention_heads · head_dim, each layer and axis of
+    length L costs 2T · (4DA + 2LA) for projections, scores and weighted values, each layer 2T · 2DI for a plain MLP.
     """
     tokens, hidden_size = prod(config.grid_shape), config.hidden_size
     head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
@@ -49,6 +56,35 @@ def count_flops(config: AxialConfig) -> int:
         seeds = config.num_pooling_seeds
         pooling = attention(2 * seeds + 2 * tokens, seeds * tokens) + 2 * seeds * hidden_size * intermediate_size
     return 2 * (embedding + config.num_hidden_layers * layer + pooling)
+
+
+def count_decoder_flops(config: AxialDecoderConfig) -> int:
+    """Those of AxialForCausalImageModeling scoring all channels of a picture. Masked scores count like the others.
+
+    Letters as in `count_encoder_flops`. A block along an axis of length L costs 2T · (4DA + 2LA + 2DI) with a plain MLP
+    on the T tokens of one grid.
+    """
+    hidden_size, num_pixels = config.hidden_size, prod(config.image_size)
+    head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
+    intermediate_size: int = config.intermediate_size  # pyrefly: ignore[bad-assignment]  the config has set it
+    attention_size = config.num_attention_heads * head_dim
+    products = {"mlp": 2, "gated_mlp": 3}[config.feed_forward]
+
+    def block(length: int) -> int:  # for one token
+        return attention_size * (4 * hidden_size + 2 * length) + products * hidden_size * intermediate_size
+
+    # Level by level, with the blocks along an axis once for its own level and once for each slower one.
+    *outer_axes, fastest = config.grid_shape
+    levels = [config.grid_shape[axis:] for axis in range(len(outer_axes))]
+    blocks = config.num_outer_layers * sum(block(length) for level in levels for length in level)
+    blocks += config.num_inner_layers * block(fastest)
+    decoder = prod(config.grid_shape) * (blocks + hidden_size * config.vocab_size)
+    exterior = 0
+    if config.num_exterior_channels:
+        features = config.num_exterior_channels * 3 ** len(config.image_size)
+        exterior_blocks = config.num_exterior_layers * sum(block(length) for length in config.image_size)
+        exterior = num_pixels * (features * hidden_size + exterior_blocks)
+    return 2 * config.num_grids * (decoder + exterior)
 
 
 if __name__ == "__main__":

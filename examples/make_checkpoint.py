@@ -1,21 +1,23 @@
 """
-Makes this repository a model repository: copies the model that `make demo` has trained into its root.
+Makes this repository a model repository: copies models that were trained here into it.
 
-    python examples/make_checkpoint.py
+    python examples/make_checkpoint.py digits
+    python examples/make_checkpoint.py digits-autoregressive
 
-Writes `config.json`, `preprocessor_config.json`, `model.safetensors` and the metadata at the top of `README.md`. In a
-trained folder the code lies beside the weights. Here it lies in `modeling_axial/`, and the `auto_map` of both JSON
-files says so with a slash.
+The first is what `make demo` has trained, and goes into the root: its weights and JSON files, and the metadata at the
+top of `README.md`. The second is what `make generate` has trained, and goes into `checkpoints/`, with its model card
+and samples; it is opened with `subfolder=`. In a trained folder the code lies beside the weights. Here it lies in
+`modeling_axial/`, for all of them, and the `auto_map` of the JSON files says so with a slash.
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINED = ROOT / "outputs" / "digits"
 LARGEST = 2 * 1024**2  # bytes; the weights travel with every clone
 
 
@@ -25,22 +27,53 @@ def code_in_folder(stored: dict) -> dict:
     return stored | {"auto_map": auto_map}
 
 
-def main() -> None:
-    weights = TRAINED / "model.safetensors"
+def copy_checkpoint(trained: Path, target: Path) -> None:
+    """Copies weights and configuration without the code."""
+    weights = trained / "model.safetensors"
     if not weights.exists():
-        raise FileNotFoundError(f"{weights} is missing: run `make demo` first")
+        raise FileNotFoundError(f"{weights} is missing: train the model first, with `make demo` or `make generate`")
     if weights.stat().st_size > LARGEST:
         raise ValueError(f"{weights} has {weights.stat().st_size} bytes, at most {LARGEST} are to be in the repository")
-    shutil.copyfile(weights, ROOT / "model.safetensors")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(weights, target / "model.safetensors")
     for name in ("config.json", "preprocessor_config.json"):
-        stored = json.loads((TRAINED / name).read_text(encoding="utf-8"))
-        text = json.dumps(code_in_folder(stored), indent=2, sort_keys=True) + "\n"
-        (ROOT / name).write_text(text, encoding="utf-8")
+        if (trained / name).exists():
+            stored = json.loads((trained / name).read_text(encoding="utf-8"))
+            text = json.dumps(code_in_folder(stored), indent=2, sort_keys=True) + "\n"
+            (target / name).write_text(text, encoding="utf-8")
+
+
+def make_digits(trained: Path) -> None:
+    copy_checkpoint(trained, ROOT)
     readme = ModelCard.load(ROOT / "README.md")
-    readme.data = ModelCard.load(TRAINED / "README.md").data
+    readme.data = ModelCard.load(trained / "README.md").data
     readme.data.model_name = "axial-digits"
     readme.save(ROOT / "README.md")
-    print(f"The checkpoint of {TRAINED} is now that of {ROOT}.")
+
+
+def make_digits_autoregressive(trained: Path) -> None:
+    subfolder = f"checkpoints/{trained.name}"
+    copy_checkpoint(trained, ROOT / subfolder)
+    shutil.copyfile(trained / "samples.png", ROOT / subfolder / "samples.png")
+    card = ModelCard.load(trained / "README.md")
+    alone, inside = f'from_pretrained("{trained.name}"', f'from_pretrained(".", subfolder="{subfolder}"'
+    if alone not in card.text:
+        raise ValueError(f"the model card in {trained} does not say {alone}, which would have to become {inside}")
+    card.text = card.text.replace(alone, inside)
+    card.save(ROOT / subfolder / "README.md")
+
+
+CHECKPOINTS = {"digits": make_digits, "digits-autoregressive": make_digits_autoregressive}
+
+
+def main() -> None:
+    names = sys.argv[1:]
+    if not names or not set(names) <= CHECKPOINTS.keys():
+        raise ValueError(f"name the checkpoints to make, of {' '.join(CHECKPOINTS)}; got {' '.join(names) or 'none'}")
+    for name in names:
+        trained = ROOT / "outputs" / name
+        CHECKPOINTS[name](trained)
+        print(f"The model of {trained} is now in this repository.")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 import configuration
 from configuration import list_presets, load_preset
 from configuration.counts import count_flops, count_parameters
-from modeling_axial import AxialConfig, AxialModel
+from modeling_axial import AxialConfig, AxialDecoderConfig, AxialForCausalImageModeling, AxialModel
 from tests.conftest import ROOT
 
 # Parameters and FLOPs; a preset is not to change unnoticed. `python -m configuration.counts` prints them.
@@ -22,18 +22,30 @@ PINS = {
     "axial_tiny": (7_275_072, 2_882_912_256),
     "axial_video_small": (36_104_064, 28_366_700_544),
     "axial_volume_small": (35_711_616, 36_666_605_568),
+    "colour_autoregressive": (439_232, 1_498_300_416),
     "digits": (202_560, 20_070_400),
+    "digits_autoregressive": (433_792, 680_787_968),
+    "video_autoregressive": (382_960, 1_774_891_008),
 }
+
+
+def model_and_inputs(config):
+    if isinstance(config, AxialConfig):
+        return AxialModel(config), [torch.empty(1, config.num_channels, *config.image_shape)]
+    input_ids = torch.zeros(1, config.num_channels, *config.image_size, dtype=torch.long)
+    labels = torch.zeros(1, dtype=torch.long) if config.num_classes else None
+    condition = torch.zeros(1, config.num_condition_channels, *config.image_size)
+    return AxialForCausalImageModeling(config), [input_ids, labels, condition if condition.numel() else None]
 
 
 def counted_flops(config):
     """FLOPs of a forward pass, counted operation by operation. No number is computed: the tensors are fake."""
     with FakeTensorMode(), no_init_weights(), torch.no_grad():
-        model = AxialModel(config).eval().requires_grad_(False)  # the counter stumbles over views of parameters
-        pixel_values = torch.empty(1, config.num_channels, *config.image_shape)
+        model, inputs = model_and_inputs(config)
+        model.eval().requires_grad_(False)  # the counter stumbles over views of parameters
         # The counter knows no formula for the fused attention kernel of the CPU.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(pixel_values)
+            model(*inputs)
     return counter.get_total_flops()
 
 
@@ -62,7 +74,8 @@ def test_table_holds_the_pins():
     assert table == PINS
     for name, size, *_ in rows:
         config = load_preset(name)
-        assert size == " x ".join(map(str, (config.num_channels, *config.image_shape)))
+        shape = config.image_shape if isinstance(config, AxialConfig) else config.image_size
+        assert size == " x ".join(map(str, (config.num_channels, *shape)))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +103,34 @@ def test_formula_of_the_flops(grid, patch, attention_mode, overrides):
         intermediate_size=7,
         attention_mode=attention_mode,
         **overrides,
+    )
+    assert count_flops(config) == counted_flops(config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"feed_forward": "gated_mlp", "num_classes": 5},
+        {"num_channels": 3},
+        {"num_channels": 3, "num_condition_channels": 2},
+        {"num_channels": 2, "channel_order": "nested", "num_condition_channels": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("image_size", [(5,), (7, 3), (2, 5, 3)])
+def test_formula_of_the_flops_of_a_decoder(image_size, overrides):
+    config = AxialDecoderConfig(
+        image_size=image_size,
+        vocab_size=11,
+        hidden_size=10,
+        num_attention_heads=3,
+        head_dim=4,
+        intermediate_size=7,
+        num_outer_layers=2,
+        num_inner_layers=3,
+        num_exterior_layers=2,
+        **{"num_channels": 1, **overrides},
     )
     assert count_flops(config) == counted_flops(config)
 
@@ -122,7 +163,8 @@ def test_preset_by_path(tmp_path):
 @pytest.mark.parametrize("name", list_presets())
 def test_preset_opens_without_this_folder(name):
     path = ROOT / "configuration" / "models" / f"{name}.json"
-    assert AxialConfig.from_pretrained(path) == AutoConfig.from_pretrained(path) == load_preset(name)
+    config = load_preset(name)
+    assert type(config).from_pretrained(path) == AutoConfig.from_pretrained(path) == config
 
 
 def test_class_is_not_a_copy():

@@ -21,7 +21,7 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file
 
-from examples import train_image_classification
+from examples import training_run
 from modeling_axial.training import MetricsLog, checkpoints, read_metrics
 from tests.conftest import ROOT
 
@@ -34,25 +34,25 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def train(*arguments, kill_at=None):
-    """Runs the script, with the trap `kill_at=(moment, step[, signal])` if given. (exit code, all that it printed)"""
+def train(*arguments, kill_at=None, script=SCRIPT):
+    """Runs a script, with the trap `kill_at=(moment, step[, signal])` if given. (exit code, all that it printed)"""
     with tempfile.NamedTemporaryFile() as output:  # no pipe: workers that outlive a killed run would keep it open
-        process = CONTEXT.Process(target=train_here, args=(list(map(str, arguments)), kill_at, output.name))
+        process = CONTEXT.Process(target=train_here, args=(script, list(map(str, arguments)), kill_at, output.name))
         process.start()
         process.join()
         return process.exitcode, output.read().decode()
 
 
-def train_here(arguments, kill_at, output):
+def train_here(script, arguments, kill_at, output):
     multiprocessing.set_start_method("fork", force=True)  # for workers, as in a run from the command line
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     if kill_at is not None:
         set_trap(*kill_at)
-    sys.path.insert(0, str(SCRIPT.parent))
-    sys.argv = [str(SCRIPT), *arguments]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    sys.path.insert(0, str(script.parent))
+    sys.argv = [str(script), *arguments]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def set_trap(moment, step, signal_number=signal.SIGKILL):
@@ -370,8 +370,8 @@ def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
             calls.update(arguments)
 
     folder = unbroken["pictures"][0]
-    monkeypatch.setattr(train_image_classification, "HfApi", Api)
-    train_image_classification.push_to_hub(folder, None, "secret")
+    monkeypatch.setattr(training_run, "HfApi", Api)
+    training_run.push_to_hub(folder, None, "secret", "Train")
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     uploaded = set(filter_repo_objects(files, ignore_patterns=calls["ignore_patterns"]))
     assert (calls["token"], calls["repo_id"], calls["folder_path"]) == ("secret", "user/run", folder)

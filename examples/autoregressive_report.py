@@ -1,0 +1,167 @@
+"""What is told about a trained autoregressive model: samples and completions as pictures, and a model card."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from torch.utils.data import Dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from modeling_axial import AxialForCausalImageModeling
+
+COLUMNS = 10
+
+
+def to_levels(input_ids: torch.Tensor, vocab_size: int) -> np.ndarray:
+    """Integers of a model to uint8 from 0 to 255, channels last: (N, C, *grid) -> (N, *grid, C)."""
+    levels = input_ids.float() * (255 / (vocab_size - 1))
+    return levels.round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+
+
+def tile(pictures: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
+    """
+    Pictures side by side, `columns` in a row, with a grey border around each: uint8 (N, height, width, C) to
+    (height', width', C). A clip (N, time, height, width, C) becomes a row of its frames.
+    """
+    if pictures.ndim == 5:
+        pictures = np.concatenate(list(pictures.swapaxes(0, 1)), axis=2)
+    edges = ((0, 0), (border, 0), (border, 0), (0, 0))
+    pictures = np.pad(pictures, edges, constant_values=128)
+    missing = -len(pictures) % columns
+    pictures = np.concatenate([pictures, np.full_like(pictures[:1], 128).repeat(missing, axis=0)])
+    rows = [np.concatenate(list(row), axis=1) for row in pictures.reshape(-1, columns, *pictures.shape[1:])]
+    return np.pad(np.concatenate(rows), ((0, border), (0, border), (0, 0)), constant_values=128)
+
+
+def draw_tiles(path: Path, panels: dict[str, np.ndarray]) -> None:
+    """Draws tiled pictures beside each other, each under its title."""
+    heights, widths = zip(*(panel.shape[:2] for panel in panels.values()), strict=True)
+    scale = max(1.5 / min(heights), 8 / sum(widths))  # inches for each pixel
+    figure = Figure(figsize=(scale * sum(widths) + 0.4, scale * max(heights) + 0.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+    for panel, (title, picture) in zip(axes, panels.items(), strict=True):
+        panel.imshow(picture if picture.shape[-1] == 3 else picture[:, :, 0], cmap="gray", vmin=0, vmax=255)
+        panel.set_title(title, fontsize=9)
+        panel.axis("off")
+    figure.savefig(path, dpi=100)
+
+
+def draw_samples(path: Path, model: AxialForCausalImageModeling, generator: torch.Generator) -> torch.Tensor:
+    """Draws pictures of the model at temperature 1: a row for each class, or 4 rows. Returns them."""
+    config = model.config
+    clips = len(config.image_size) == 3
+    columns = 1 if clips else COLUMNS
+    labels = None
+    if config.num_classes:
+        labels = torch.arange(config.num_classes, device=model.device).repeat_interleave(columns)
+    num_images = 4 * columns if labels is None else len(labels)
+    drawn = model.generate(num_images, class_labels=labels, generator=generator)
+    title = "drawn by the model" + (", a row for each class" if config.num_classes else "")
+    draw_tiles(path, {title: tile(to_levels(drawn, config.vocab_size), columns)})
+    return drawn
+
+
+def draw_completions(
+    path: Path, model: AxialForCausalImageModeling, dataset: Dataset, generator: torch.Generator
+) -> None:
+    """Draws how the model goes on from the first half (top, or earlier frames) of pictures spread over `dataset`."""
+    rows, columns = (4, 1) if len(model.config.image_size) == 3 else (6, 2)
+    indices = np.unique(np.linspace(0, len(dataset) - 1, rows * columns).astype(int)).tolist()
+    batch = {name: values.to(model.device) for name, values in dataset[indices].items()}
+    original = batch["input_ids"]
+    known = torch.zeros_like(original, dtype=torch.bool)
+    known[:, :, : original.shape[2] // 2] = True
+    drawn = model.generate(
+        len(original), class_labels=batch.get("class_labels"), known=(original, known), generator=generator
+    )
+    panels = {"given": torch.where(known, original, 0), "drawn by the model": drawn, "original": original}
+    draw_tiles(
+        path,
+        {title: tile(to_levels(pictures, model.config.vocab_size), columns) for title, pictures in panels.items()},
+    )
+
+
+@torch.no_grad()
+def recognised_share(
+    model: AxialForCausalImageModeling, classifier: str, num_images: int, generator: torch.Generator
+) -> float:
+    """
+    The share of pictures, drawn at temperature 1 for each class in turn, that a classifier takes for what they are to
+    be. `classifier`: a checkpoint whose class `i` is that of the model.
+    """
+    judge = AutoModelForImageClassification.from_pretrained(classifier).eval()
+    processor = AutoImageProcessor.from_pretrained(classifier)
+    labels = torch.arange(num_images) % model.config.num_classes
+    drawn = model.generate(num_images, class_labels=labels.to(model.device), generator=generator)
+    pictures = to_levels(drawn, model.config.vocab_size)
+    pictures = [picture[..., 0] if picture.shape[-1] == 1 else picture for picture in pictures]
+    predicted = judge(**processor(pictures, return_tensors="pt")).logits.argmax(-1)
+    return (predicted == labels).float().mean().item()
+
+
+def write_model_card(
+    output_dir: Path, data, bits_per_dim: float, num_held_out: int, measured: dict[str, str], hub_model_id: str | None
+) -> None:
+    """Writes `README.md`: the data, bits per dimension on what was held out, what else was measured, and the use."""
+    name = hub_model_id or output_dir.resolve().name
+    result = EvalResult(
+        task_type="unconditional-image-generation",
+        task_name="Autoregressive image modelling",
+        dataset_type=data.hub_id,
+        dataset_name=data.name,
+        metric_type="bits_per_dim",
+        metric_name="Bits per dimension, held-out",
+        metric_value=round(bits_per_dim, 6),
+    )
+    card_data = ModelCardData(
+        license=data.license,
+        library_name="transformers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["axial-attention", "autoregressive"],
+        model_name=name,
+        eval_results=[result],
+    )
+    rows = {f"bits per dimension on {num_held_out} held-out examples": f"{bits_per_dim:.4f}"} | measured
+    table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
+    text = f"""---
+{card_data.to_yaml()}
+---
+
+# {name.rpartition("/")[2]}
+
+An autoregressive Axial Transformer, trained by `examples/train_autoregressive_image.py`. Data: {data.name}.
+
+| measured | |
+|---|---|
+{table}
+
+![Pictures drawn by the model](samples.png)
+
+## Use
+
+```python
+import torch
+from transformers import AutoModelForCausalLM
+
+{loading_line(name)}
+pictures = model.generate({generate_arguments(data)})  # integers (pictures, channels, *grid)
+```
+
+`trust_remote_code=True` runs the Python files that come with the model. Read them first, and pin the version that you
+have read with `revision="<commit>"`.
+"""
+    ModelCard(text).save(output_dir / "README.md")
+
+
+def generate_arguments(data) -> str:
+    """Of the call in the model card."""
+    if data.held_out.class_labels is None:
+        return "num_images=4"
+    return "num_images=4, class_labels=torch.tensor([0, 1, 2, 3])"
+
+
+def loading_line(checkpoint: str) -> str:
+    """The line of Python that loads a trained model."""
+    return f'model = AutoModelForCausalLM.from_pretrained("{checkpoint}", trust_remote_code=True)'

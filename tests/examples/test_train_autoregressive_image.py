@@ -1,0 +1,189 @@
+"""Training the autoregressive model by script: what a run leaves behind, that a kill costs nothing, and its errors."""
+
+import json
+import math
+import re
+import signal
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from examples import train_autoregressive_image
+from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
+from modeling_axial.training import checkpoints, read_metrics
+from tests.conftest import ROOT
+from tests.examples import test_train_image_classification as classification
+
+SCRIPT = ROOT / "examples" / "train_autoregressive_image.py"
+SMALL = {"model_type": "axial_decoder", "hidden_size": 8, "num_attention_heads": 2, "hidden_dropout_prob": 0.1}
+SMALL |= {"num_outer_layers": 1, "num_inner_layers": 1, "num_exterior_layers": 1}
+DIGITS = {**SMALL, "image_size": [28, 28], "num_channels": 1, "vocab_size": 4, "num_classes": 10}
+
+
+def train(*arguments, kill_at=None):
+    return classification.train(*arguments, kill_at=kill_at, script=SCRIPT)
+
+
+def write_config(folder, **config):
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def film_config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("film"), **SMALL, image_size=[3, 4, 5], num_channels=3)
+
+
+def film_arguments(config, output_dir):
+    """9 steps of an epoch of 12, the last of which would have 6 clips instead of 8."""
+    arguments = {
+        "dataset_name": "film",
+        "config_name": config,
+        "output_dir": output_dir,
+        "max_train_steps": 9,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "optimizer": "muon",
+        "learning_rate": 0.01,
+        "ema_decay": 0.5,
+        "augment_shift": 1,
+        "logging_steps": 1,
+        "checkpointing_steps": 3,
+    }
+    return [f"--{name}={value}" for name, value in arguments.items()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(film_config, tmp_path_factory):
+    """(folder, printed text) of a run from beginning to end."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    exit_code, printed = train(*film_arguments(film_config, folder))
+    assert exit_code == 0, printed
+    return folder, printed
+
+
+def test_metrics_pictures_and_card(unbroken):
+    folder, printed = unbroken
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
+    assert lines[0]["loss"] == pytest.approx(math.log(256), abs=1e-6)
+    (evaluation,) = [line for line in lines if "bits_per_dim" in line]
+    assert evaluation["step"] == 9 and evaluation["bits_per_dim"] < 8
+    assert f"{evaluation['bits_per_dim']:.4f} bits per dimension on 8 held-out examples" in printed
+    for name in ("samples", "completions"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 100 and len(picture.convert("RGB").getcolors(2**24)) > 100
+    card = ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert result.metric_value == pytest.approx(evaluation["bits_per_dim"], abs=1e-6)
+    assert "the last 24 frames of the film carphone" in result.dataset_name
+
+
+def test_the_average_of_the_weights_is_kept(unbroken):
+    folder, _ = unbroken
+    kept, last = (load_file(path / "model.safetensors") for path in (folder, folder / "checkpoint-9"))
+    assert kept.keys() == last.keys()
+    assert not any(torch.equal(kept[name], last[name]) for name in kept if "norm" not in name and "bias" not in name)
+
+
+def test_killed_and_resumed(unbroken, film_config, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*film_arguments(film_config, folder), "--resume_from_checkpoint", "latest"]
+    for moment, step in [("line written", 2), ("line written", 5), ("state written", 9)]:
+        exit_code, printed = train(*arguments, kill_at=(moment, step))
+        assert exit_code == -signal.SIGKILL, printed
+    exit_code, printed = train(*arguments)
+    assert exit_code == 0 and f"Resuming from {folder}/checkpoint-6." in printed, printed
+    classification.assert_same_run(folder, unbroken[0])
+    of_muon = [
+        torch.load(path / "checkpoint-9" / "optimizer_1.bin", weights_only=True) for path in (folder, unbroken[0])
+    ]
+    momenta = [[state["momentum_buffer"] for state in states["state"].values()] for states in of_muon]
+    assert len(momenta[0]) > 30 and all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
+    assert len(checkpoints.list_checkpoints(folder)) == 2
+
+
+@pytest.mark.slow
+def test_digits_are_drawn_by_class_and_judged(tmp_path, run_python):
+    folder = tmp_path / "run"
+    exit_code, printed = train(
+        ROOT / "configuration" / "training" / "digits_autoregressive.yaml",
+        f"--config_name={write_config(tmp_path, **DIGITS)}",
+        f"--output_dir={folder}",
+        f"--classifier={ROOT}",
+        *("--num_classified=10", "--max_train_steps=1"),
+    )
+    assert exit_code == 0, printed
+    (share,) = re.findall(r"^ *([\d.]+)%  of 10 pictures", printed, re.MULTILINE)
+    assert f"| {float(share):.1f}% |" in (folder / "README.md").read_text()
+    code = "import torch\nfrom transformers import AutoModelForCausalLM\n" + printed.splitlines()[-1]
+    code += "\nprint(tuple(model.generate(2, class_labels=torch.tensor([3, 7])).shape))"
+    assert run_python(code).stdout.splitlines()[-1] == "(2, 1, 28, 28)"
+
+
+def test_bits_of_an_untrained_model():
+    model = AxialForCausalImageModeling(AxialDecoderConfig(**{**DIGITS, "image_size": [2, 3]}))
+    batches = [{"input_ids": torch.randint(4, (3, 1, 2, 3)), "class_labels": torch.tensor([1, 2, 3])}] * 2
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    assert train_autoregressive_image.bits_per_dim(Accelerator(cpu=True), model, loader) == pytest.approx(2)
+
+
+def test_the_average_forgets_the_first_steps_faster():
+    layer = nn.Linear(1, 1, bias=False)
+    average = AveragedModel(layer, multi_avg_fn=train_autoregressive_image.growing_average(0.25))
+    expected = None
+    for step, value in enumerate([3.0, 7.0, -2.0, 5.0, 1.0]):
+        nn.init.constant_(layer.weight, value)
+        average.update_parameters(layer)
+        keep = min(0.25, (1 + step) / (10 + step))
+        expected = value if expected is None else keep * expected + (1 - keep) * value
+        assert average.module.weight.item() == pytest.approx(expected)
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest():
+    config = AxialDecoderConfig(**{**SMALL, "num_channels": 3})
+    model = AxialForCausalImageModeling(config)
+    training = train_autoregressive_image.AutoregressiveTrainingArguments(optimizer="muon", weight_decay=0.5)
+    adamw, muon = train_autoregressive_image.make_optimizers(model, training)
+    of_muon = {id(weight) for group in muon.param_groups for weight in group["params"]}
+    of_adamw = {id(weight): group["weight_decay"] for group in adamw.param_groups for weight in group["params"]}
+    assert not of_muon & of_adamw.keys() and len(of_muon) + len(of_adamw) == len(list(model.parameters()))
+    for name, weight in model.named_parameters():
+        in_block = ".blocks." in name and name.endswith("weight") and "norm" not in name
+        assert (id(weight) in of_muon) == in_block, name
+        if not in_block:
+            assert of_adamw[id(weight)] == (0.5 if weight.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--config_name is missing"),
+        (["--config_name=digits_autoregressive"], "--dataset_name is missing"),
+        (["--config_name=digits", "--dataset_name=digits"], "is no model that generates"),
+        (["--config_name=colour_autoregressive", "--dataset_name=digits"], "num_channels=3"),
+        (["--config_name=digits_autoregressive", "--dataset_name=film"], "3 axes"),
+        (["--config_name=digits_autoregressive", "--dataset_name=photographs"], "have no classes"),
+        (
+            ["--config_name=colour_autoregressive", "--dataset_name=photographs", f"--classifier={ROOT}"],
+            "10 classes, the model num_classes=None",
+        ),
+        (["--config_name=digits_autoregressive", "--dataset_name=digits", "--ema_decay=1"], "ema_decay"),
+        (["--config_name=digits_autoregressive", "--dataset_name=digits", "--augment_shift=-1"], "augment_shift"),
+        (["--config_name=digits_autoregressive", "--dataset_name=digits", "--num_classified=0"], "num_classified"),
+    ],
+)
+def test_bad_arguments(monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(ValueError, match=words):
+        train_autoregressive_image.main()
+    assert not list(tmp_path.iterdir())  # before work starts
