@@ -1,6 +1,7 @@
 """Axial attention for grids of any number of axes: models, layers and their Auto-class registration."""
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -23,7 +24,7 @@ from .image_transformer import (
 )
 from .modeling_axial import AxialModel, AxialPreTrainedModel
 from .modeling_axial_decoder import AxialForCausalImageModeling
-from .modeling_axial_heads import AxialForImageClassification
+from .modeling_axial_heads import AxialBackbone, AxialForImageClassification
 from .reversible import OneStream, RebuiltTwoStream, TwoStream
 from .set_attention import AttentionPooling, InducedAxialAttention
 
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionPooling",
     "AxialAttention",
+    "AxialBackbone",
     "AxialConfig",
     "AxialDecoderConfig",
     "AxialForCausalImageModeling",
@@ -54,6 +56,7 @@ __all__ = [
     "read_image",
 ]
 
+AutoBackbone.register(AxialConfig, AxialBackbone)
 AutoConfig.register("axial", AxialConfig)
 AutoConfig.register("axial_decoder", AxialDecoderConfig)
 AutoConfig.register("axial_image_transformer", AxialImageTransformerConfig)
@@ -68,6 +71,7 @@ AutoModelForImageClassification.register(AxialConfig, AxialForImageClassificatio
 AxialConfig.register_for_auto_class()
 AxialDecoderConfig.register_for_auto_class()
 AxialImageTransformerConfig.register_for_auto_class()
+AxialBackbone.register_for_auto_class("AutoBackbone")
 AxialModel.register_for_auto_class("AutoModel")
 AxialImageTransformerModel.register_for_auto_class("AutoModel")
 AxialForCausalImageModeling.register_for_auto_class("AutoModelForCausalLM")

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.dataclasses import as_validated_field, strict
 from transformers import __version__
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 # What other tools, and transformers itself, store in config.json without being a field of any config class.
@@ -184,8 +185,16 @@ class StrictConfig(PreTrainedConfig):
         return {key: value for key, value in super().to_dict().items() if self._is_known(key)}
 
 
+# How each kind of feed-forward is split over ranks; convolutions stay whole.
+FEED_FORWARD_TP_PLANS = {
+    "mlp": {"fc1": "colwise", "fc2": "rowwise"},
+    "gated_mlp": {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"},
+    "convolution": {},
+}
+
+
 @strict
-class AxialConfig(StrictConfig):
+class AxialConfig(BackboneConfigMixin, StrictConfig):
     r"""
     Configuration of [`AxialModel`] and its heads, for grids of any number of axes (axes are counted slow to fast:
     time, depth, height, width).
@@ -219,6 +228,10 @@ class AxialConfig(StrictConfig):
         reversible (`bool`, defaults to `False`):
             Two-stream residual arithmetic (`y1 = x1 + f(x2)`, `y2 = x2 + g(y1)`) instead of one stream. The two are
             different functions of the same weights.
+        out_features, out_indices (`list[str]`, `list[int]`, *optional*):
+            Which feature maps [`AxialBackbone`] returns, by name or by number in `stage_names` (`"stem"`, the
+            embeddings, then `"stage1"`, `"stage2"`, ... for the layers); either follows from the other. Not given: the
+            last layer.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: for a wrong type, an impossible value or combination.
@@ -254,8 +267,11 @@ class AxialConfig(StrictConfig):
     attention_probs_dropout_prob: float | int = probability(default=0.0)
     layer_norm_eps: float | int = positive_number(default=1e-6)
     initializer_range: float | int = non_negative_number(default=0.02)
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.intermediate_size is None:
@@ -292,6 +308,36 @@ class AxialConfig(StrictConfig):
     def grid_shape(self) -> tuple[int, ...]:
         """Tokens of the native grid along each axis, slow to fast."""
         return tuple(pixels // patch for pixels, patch in zip(self.image_shape, self.patch_shape, strict=True))
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers: attention by heads, the feed-forward by its inner width."""
+        attention = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
+        parts = [""] if None in self.inducing_points else []
+        if any(self.inducing_points):
+            parts += ["gather.", "scatter."]
+        plan = {f"attention.axes.*.{part}{name}": style for part in parts for name, style in attention.items()}
+        plan |= {f"feed_forward.net.{name}": style for name, style in FEED_FORWARD_TP_PLANS[self.feed_forward].items()}
+        return {f"layers.*.{name}": style for name, style in plan.items()}
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the feature maps that a backbone can return."""
+        return ["stem", *(f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1))]
+
+    def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None) -> None:
+        """As in transformers, but no choice is kept as none, so that it survives another number of layers."""
+        self._out_features = self._out_indices = None
+        if out_features is not None or out_indices is not None:
+            super().set_output_features_output_indices(out_features, out_indices)
+
+    @BackboneConfigMixin.out_features.getter
+    def out_features(self) -> list[str]:
+        return self.stage_names[-1:] if self._out_features is None else self._out_features
+
+    @BackboneConfigMixin.out_indices.getter
+    def out_indices(self) -> list[int]:
+        return [self.num_hidden_layers] if self._out_indices is None else self._out_indices
 
     def validate_architecture(self):
         """Checks the rules that tie fields to each other; raises `ValueError` naming fields, values and the rule."""

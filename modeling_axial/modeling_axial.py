@@ -23,6 +23,7 @@ logger = logging.get_logger(__name__)
 # Every class that a checkpoint of this model type opens with, and the file that defines it.
 AUTO_MAP = {
     "AutoConfig": "configuration_axial.AxialConfig",
+    "AutoBackbone": "modeling_axial_heads.AxialBackbone",
     "AutoModel": "modeling_axial.AxialModel",
     "AutoModelForImageClassification": "modeling_axial_heads.AxialForImageClassification",
 }

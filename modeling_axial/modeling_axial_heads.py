@@ -2,13 +2,14 @@
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_axial import AxialConfig
-from .modeling_axial import AxialModel, AxialPreTrainedModel
+from .modeling_axial import AxialModel, AxialPreTrainedModel, MeanPooling
 
 
 @auto_docstring(custom_intro="Class logits: a linear classifier on the pooled grid of the axial trunk.")
@@ -42,4 +43,52 @@ class AxialForImageClassification(AxialPreTrainedModel):
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring(custom_intro="The axial trunk as a backbone: one map of features for each chosen layer.")
+class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
+    # A backbone pools nothing, and opens the checkpoints of models that do.
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\.", r"^classifier\."]
+
+    def __init__(self, config: AxialConfig):
+        super().__init__(config)
+        self.axial = AxialModel(config)
+        self.axial.pooler = MeanPooling()
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+        self.post_init()
+
+    # BackboneMixin would read the choice as it is stored, where None stands for the last layer.
+    @BackboneMixin.out_features.getter
+    def out_features(self) -> list[str]:
+        return self.config.out_features
+
+    @BackboneMixin.out_indices.getter
+    def out_indices(self) -> list[int]:
+        return self.config.out_indices
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+            One picture, clip or volume each; any size that `patch_size` divides.
+        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+            True (or 1) for cells to use, False for padding.
+
+        Returns `feature_maps`, one `(batch_size, hidden_size, *grid)` for each of `out_features`: the hidden state
+        after that layer under the final norm of the trunk, channels first.
+        """
+        outputs = self.axial(pixel_values, attention_mask=attention_mask, **kwargs)
+        states = dict(zip(self.stage_names, outputs.hidden_states, strict=True))
+        return BackboneOutput(
+            feature_maps=tuple(self.axial.norm(states[stage]).movedim(-1, 1) for stage in self.out_features),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )

@@ -20,6 +20,10 @@ class CodeCarryingModel(PreTrainedModel):
     # Auto class -> "<file>.<class>", for every class that a checkpoint of this model type opens with.
     code_auto_map: ClassVar[dict[str, str]]
 
+    def post_init(self) -> None:
+        super().post_init()
+        self.add_model_tags("axial-attention")  # of the model card; in a list of its own, which pushing extends
+
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs) -> None:
         """As in transformers, with the whole `code_auto_map` and all files of the model."""
         if self.is_remote_code():

@@ -73,7 +73,10 @@ CASES = {
     "label2id": ([["a"], "a", 2, {0: 1}, {"a": 0.5}], None, [None, {"a": 0, "b": 1}]),
     "problem_type": ([3, ["regression"], True], ["", "classification"], [None, "regression"]),
 }
-UNCHECKED = {"transformers_version"}  # replaced by the version at work, whatever is given
+UNCHECKED = {
+    "transformers_version",  # replaced by the version at work, whatever is given
+    *("_out_features", "_out_indices"),  # where out_features and out_indices are kept, see the stages of a backbone
+}
 
 # Each rule that ties fields to each other: an example of its violation, and what the error must say.
 RULES = {
@@ -343,7 +346,11 @@ def test_unknown_keyword_of_a_model(tmp_path):
             opener.from_pretrained(tmp_path, hiden_size=3)
 
 
-DERIVED = [name for name, value in vars(AxialConfig).items() if isinstance(value, property)]
+DERIVED = [
+    name
+    for name, value in vars(AxialConfig).items()
+    if isinstance(value, property) and name not in ("out_features", "out_indices")  # which can be set
+]
 
 
 def test_derived_keys():
@@ -669,3 +676,51 @@ def test_any_json_works_or_raises_a_named_error(tmp_path):
 
     check()
     assert outcomes["works"] > 100 and outcomes["refused"] > 300, outcomes
+
+
+# ---- stages of a backbone ----
+
+
+@pytest.mark.parametrize(
+    ("values", "out_features", "out_indices"),
+    [
+        ({}, ["stage4"], [4]),
+        ({"out_features": None, "out_indices": None}, ["stage4"], [4]),
+        ({"out_features": ["stage1", "stage3"]}, ["stage1", "stage3"], [1, 3]),
+        ({"out_indices": (0, 2)}, ["stem", "stage2"], [0, 2]),
+        ({"out_indices": [-2, -1]}, ["stage3", "stage4"], [-2, -1]),
+        ({"out_features": ["stem", "stage1"], "out_indices": [0, 1]}, ["stem", "stage1"], [0, 1]),
+    ],
+    ids=str,
+)
+def test_stages(values, out_features, out_indices, tmp_path):
+    config = tiny_config(num_hidden_layers=4, **values)
+    assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    config.save_pretrained(tmp_path)
+    for same in (config, AxialConfig.from_pretrained(tmp_path), AxialConfig(**config.to_dict())):
+        assert (same.out_features, same.out_indices) == (out_features, out_indices) and same == config
+    assert AxialConfig.from_pretrained(tmp_path, out_indices=[0]).out_features == ["stem"]
+
+
+def test_no_chosen_stage_is_the_last_of_any_number_of_layers(tmp_path):
+    tiny_config(num_hidden_layers=4).save_pretrained(tmp_path)
+    assert AxialConfig.from_pretrained(tmp_path, num_hidden_layers=2).out_features == ["stage2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"out_features": ["stage1", "stage2"], "out_indices": [0, 2]}, "same stages"),
+        ({"out_features": ["stage5"]}, "stage5"),
+        ({"out_features": ["stage2", "stage1"]}, "same order"),
+        ({"out_features": ["stage1", "stage1"]}, "duplicates"),
+        ({"out_indices": [5]}, "valid indices"),
+        ({"out_indices": ["1"]}, "out_indices"),
+        ({"out_features": "stage1"}, "out_features"),
+        ({"stage_names": ["stem"]}, "stage_names"),
+    ],
+    ids=str,
+)
+def test_bad_stages_are_refused(values, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        tiny_config(num_hidden_layers=4, **values)

@@ -1,8 +1,10 @@
+import inspect
+
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 
-from modeling_axial import AxialConfig, AxialForImageClassification
+from modeling_axial import AxialBackbone, AxialConfig, AxialForImageClassification, AxialModel
 
 
 def make_model(**overrides):
@@ -68,3 +70,79 @@ def test_another_number_of_labels_replaces_only_the_classifier(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(RuntimeError, match="size"):
         AxialForImageClassification.from_pretrained(tmp_path, num_labels=7)
+
+
+def make_backbone(**overrides):
+    """A backbone on 3 axes of a model with two streams, unless told otherwise."""
+    torch.manual_seed(0)
+    options = {"image_size": [4, 10, 6], "patch_size": 2, "num_channels": 1, "hidden_size": 8, "num_hidden_layers": 4}
+    options |= {"patch_size": [2, 2, 2], "num_attention_heads": 2, "initializer_range": 0.5, "reversible": True}
+    return AxialBackbone(AxialConfig(**options | overrides)).eval()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_feature_maps_are_the_normalised_hidden_states(pooling):
+    backbone = make_backbone(out_features=["stem", "stage3", "stage4"], pooling=pooling)
+    clip = torch.randn(2, 1, 6, 14, 10)  # not the native size
+    output = backbone(clip)
+    trunk = backbone.axial(clip, output_hidden_states=True)
+    assert len(output.feature_maps) == len(backbone.channels) == 3 and backbone.channels == [8, 8, 8]
+    for stage, feature_map in zip((0, 3, 4), output.feature_maps, strict=True):
+        assert feature_map.shape == (2, 8, 3, 7, 5)
+        assert torch.equal(feature_map.movedim(1, -1), backbone.axial.norm(trunk.hidden_states[stage]))
+    assert torch.equal(output.feature_maps[-1].movedim(1, -1), trunk.last_hidden_state)
+    assert output.hidden_states is None and output.attentions is None
+
+
+def test_backbone_hands_out_states_and_maps_when_asked():
+    backbone, clip = make_backbone(), torch.randn(2, 1, 4, 10, 6)
+    output = backbone(clip, output_hidden_states=True, output_attentions=True)
+    assert len(output.hidden_states) == len(backbone.stage_names) == 5 and len(output.attentions) == 4 * 3
+    last = backbone(clip, output_hidden_states=[-1]).hidden_states
+    assert torch.equal(backbone.axial.norm(last[-1]).movedim(-1, 1), backbone(clip).feature_maps[0]) and last[0] is None
+    as_tuple = backbone(clip, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0][0], backbone(clip).feature_maps[0])
+    assert next(iter(inspect.signature(backbone.forward).parameters)) == "pixel_values"
+
+
+@pytest.mark.parametrize("set_on", ["backbone", "config"])
+def test_stages_can_be_chosen_later(set_on):
+    backbone, clip = make_backbone(), torch.randn(1, 1, 4, 10, 6)
+    assert backbone.out_features == ["stage4"] and backbone.out_indices == [4] and len(backbone(clip).feature_maps) == 1
+    target = backbone if set_on == "backbone" else backbone.config
+    target.out_indices = (0, 2)
+    assert backbone.out_features == ["stem", "stage2"] and len(backbone(clip).feature_maps) == 2
+    target.out_features = ["stage1"]
+    assert backbone.out_indices == [1] and len(backbone(clip).feature_maps) == 1
+    target.out_features = None
+    assert backbone.out_features == ["stage4"]
+
+
+def test_backbone_ignores_padding():
+    backbone = make_backbone(position_embedding="none", out_indices=[1, 4])
+    small = torch.randn(2, 1, 4, 10, 6)
+    padded = torch.nn.functional.pad(small, (0, 4, 0, 2), value=9.0)
+    mask = torch.nn.functional.pad(torch.ones(2, 2, 5, 3), (0, 2, 0, 1))
+    for ours, expected in zip(
+        backbone(padded, attention_mask=mask).feature_maps, backbone(small).feature_maps, strict=True
+    ):
+        torch.testing.assert_close(ours[..., :5, :3], expected)
+
+
+def test_every_parameter_of_a_backbone_gets_a_gradient():
+    backbone = make_backbone(pooling="attention", out_indices=[2, 4]).train()
+    sum(feature_map.square().sum() for feature_map in backbone(torch.randn(2, 1, 4, 10, 6)).feature_maps).backward()
+    assert not [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("saved_by", [AxialModel, AxialForImageClassification, AxialBackbone])
+def test_backbone_opens_the_checkpoints_of_all(saved_by, tmp_path):
+    config = make_backbone(out_indices=[1, 4], pooling="attention").config
+    model = saved_by(config).eval()
+    model.save_pretrained(tmp_path)
+    backbone, info = AxialBackbone.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    clip = torch.randn(1, 1, 4, 10, 6)
+    assert torch.equal(backbone(clip).feature_maps[1].movedim(1, -1), model.base_model(clip).last_hidden_state)
+    assert backbone.out_features == ["stage1", "stage4"]
+    assert type(AutoBackbone.from_config(backbone.config)) is AxialBackbone

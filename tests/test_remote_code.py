@@ -109,7 +109,7 @@ def assert_whole(folder):
     for path in CLOSED_SET:
         assert (folder / path.name).read_bytes() == path.read_bytes()
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-    assert set(auto_map) == {"AutoConfig", "AutoModel", HEAD}
+    assert set(auto_map) == {"AutoBackbone", "AutoConfig", "AutoModel", HEAD}
     for reference in auto_map.values():
         module, name = reference.split(".")
         tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
