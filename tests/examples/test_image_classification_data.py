@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.image_classification_data import Digits, PictureFolder, RandomAffine, digits_path
+from examples.image_classification_data import Digits, HubPictures, PictureFolder, RandomAffine, digits_path
 from modeling_axial import AxialImageProcessor
 
 # The digits
@@ -118,6 +118,31 @@ def test_a_damaged_picture_is_named_when_it_is_read(folders, tmp_path):
     train, _ = data.datasets(AxialImageProcessor())
     with pytest.raises(ValueError, match="1.png does not open as a picture"):
         train[1]
+
+
+# Data sets as `datasets` reads them
+
+
+def test_a_data_set_has_the_items_of_its_folders(folders, tmp_path):
+    train_dir, validation_dir = folders(train="dog/a.png dog/b.png cat/c.png", validation="dog/v.png cat/w.png")
+    processor = AxialImageProcessor(size={"height": 4, "width": 5}, num_channels=1)
+    ours, expected = HubPictures(str(tmp_path)), PictureFolder(train_dir, validation_dir)
+    assert ours.label_names == expected.label_names == ["cat", "dog"]
+    for split, expected_split in zip(ours.datasets(processor), expected.datasets(processor), strict=True):
+        items, expected_items = ([data[index] for index in range(len(data))] for data in (split, expected_split))
+        key = lambda item: item[0].mean().item()  # noqa: E731  the files may come in another order
+        items, expected_items = sorted(items, key=key), sorted(expected_items, key=key)
+        for (pixel_values, label), (expected_values, expected_label) in zip(items, expected_items, strict=True):
+            assert torch.equal(pixel_values, expected_values) and label == expected_label
+
+
+def test_a_data_set_without_what_is_needed_is_named(folders, tmp_path):
+    folders(train="dog/a.png cat/c.png")
+    with pytest.raises(ValueError, match=r"has the splits \['train'\]; it must have train, and validation or test"):
+        HubPictures(str(tmp_path))
+    folders(test="dog/a.png cat/c.png")
+    with pytest.raises(ValueError, match="column 'kind' must be there, of ClassLabel"):
+        HubPictures(str(tmp_path), label_column="kind")
 
 
 # Augmentation

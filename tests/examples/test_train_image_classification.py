@@ -79,8 +79,11 @@ def set_trap(moment, step, signal_number=signal.SIGKILL):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def make_inputs(folder):
     """Two small configurations, and pictures of three classes: 20 to learn from and 7 to measure on."""
-    folder = tmp_path_factory.mktemp("inputs")
     small = {"model_type": "axial", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     small |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     configs = {
@@ -305,6 +308,16 @@ def test_fine_tuning_with_other_classes(unbroken, inputs, tmp_path):
     assert exit_code == 0, printed
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert list(config["id2label"].values()) == ["blue", "green", "red"] and config["image_size"] == 28
+
+
+def test_a_frozen_backbone_stays_and_the_classifier_learns(unbroken, inputs, tmp_path):
+    start = unbroken["pictures"][0]
+    arguments = [argument for argument in pictures_arguments(inputs, tmp_path / "run") if "config_name" not in argument]
+    exit_code, printed = train(*arguments, f"--model_name_or_path={start}", "--freeze_backbone", "--max_train_steps=1")
+    assert exit_code == 0, printed
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
 
 
 def test_accumulated_batches_count_as_one(inputs, tmp_path):
