@@ -108,7 +108,9 @@ def test_axial_attention_heads(dim, heads, dim_heads):
 
 @pytest.mark.parametrize("positions", [None, (5, 3)], ids=["no positions", "positions"])
 @pytest.mark.parametrize("reversible", [True, False])
-def test_axial_image_transformer(reversible, positions):
+@pytest.mark.parametrize("tokens", [11, 10_000], ids=["blocks", "whole"])
+def test_axial_image_transformer(tokens, reversible, positions, monkeypatch):
+    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", tokens)
     options = {"heads": 2, "dim_heads": 3, "reversible": reversible, "axial_pos_emb_shape": positions}
     ours, theirs = make_pair(AxialImageTransformer, 7, 3, **options)
     assert_agrees(ours, theirs, randn(2, 7, 5, 3))
@@ -222,22 +224,36 @@ SEED_CLASSES_OF_TRANSFORMER = (AxialImageTransformer, seed.AxialImageTransformer
 # Blocks of lines
 
 
+class RunningSums(nn.Module):
+    """Sums along one axis; remembers how many tokens it was given at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, lines, axis=0):
+        self.seen.append(lines.shape[:-1].numel())
+        return lines.cumsum(axis + 1)
+
+
 @pytest.mark.parametrize("tokens", [1, 6, 7, 20, 10_000])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 7, 3), (2, 3, 5, 2, 4), (0, 3, 5, 4), (2, 0, 5, 4), (2, 3, 0, 4)])
-def test_blocks_of_lines(tokens, shape, monkeypatch):
+@pytest.mark.parametrize("training", [True, False])
+def test_blocks_of_lines(training, tokens, shape, monkeypatch):
     monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", tokens)
-    hidden_states = randn(*shape)
+    hidden_states = randn(*shape).requires_grad_(training)
+    weights = randn(*shape, seed=2)
     for axis in range(len(shape) - 2):
-        seen = []
-
-        def running_sums(lines, axis=axis, seen=seen):
-            assert lines.shape[1] == shape[axis + 1]
-            seen.append(lines.shape[0] * lines.shape[1] * lines.shape[2])
-            return lines.cumsum(1)
-
-        output = image_transformer.by_blocks_of_lines(running_sums, hidden_states, axis)
-        assert torch.equal(output, hidden_states.cumsum(axis + 1))
-        assert sum(seen) == hidden_states[..., 0].numel() and max(seen) <= max(tokens, shape[axis + 1])
+        running_sums = RunningSums()
+        expected = hidden_states.cumsum(axis + 1)
+        with torch.set_grad_enabled(training):
+            output = image_transformer.AlongAxis(axis, running_sums)(hidden_states)
+        assert torch.equal(output, expected)
+        if training:
+            gradients = [torch.autograd.grad(states, hidden_states, weights) for states in (output, expected)]
+            assert torch.equal(*(gradient for (gradient,) in gradients))
+        assert sum(running_sums.seen) == hidden_states[..., 0].numel()
+        assert max(running_sums.seen) <= max(tokens, shape[axis + 1])
 
 
 def test_blocks_of_lines_keep_what_autocast_and_hooks_see(monkeypatch):

@@ -13,7 +13,6 @@ Memory is what a forward and backward pass adds to the peak resident memory of a
 import argparse
 import datetime
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from measuring import processor
 from tqdm.auto import tqdm
 
 from modeling_axial import AxialConfig, AxialSelfAttention, InducedAxialAttention
@@ -168,7 +168,7 @@ def main() -> None:
     axial = compare("full", "axial", kept(SIDES), arguments.pairs)
     induced = compare("line", "induced", kept(LENGTHS), arguments.pairs)
     report = (
-        f"# Crossovers\n\nPyTorch {torch.__version__}, {platform.processor() or platform.machine()}, "
+        f"# Crossovers\n\nPyTorch {torch.__version__}, {processor()}, "
         f"{arguments.threads} thread(s), {datetime.date.today()}: "
         f"`python {' '.join(['examples/benchmarks/crossovers.py', *sys.argv[1:]])}`\n\n"
         f"## Axial against full attention, square grids\n\n{as_table(axial, 'axial', 'full', 'side')}\n\n"
