@@ -299,12 +299,20 @@ class TrainingRun:
 
 
 def push_to_hub(output_dir: Path, hub_model_id: str | None, token: str | None, message: str) -> None:
-    """Uploads the folder of a run without its checkpoints."""
+    """Uploads the folder of a run without its checkpoints, then the model card with loading lines pinned to that."""
     api = HfApi(token=token)
     repo_id = api.create_repo(hub_model_id or output_dir.resolve().name, exist_ok=True).repo_id
-    api.upload_folder(
+    commit = api.upload_folder(
         repo_id=repo_id,
         folder_path=output_dir,
         ignore_patterns=["checkpoint-*", "unfinished-checkpoint-*", ".lock"],
         commit_message=message,
+    ).oid
+    card = (output_dir / "README.md").read_text(encoding="utf-8")
+    pinned = re.sub(r'from_pretrained\("[^"]*", ', f'from_pretrained("{repo_id}", revision="{commit}", ', card)
+    api.upload_file(
+        repo_id=repo_id,
+        path_or_fileobj=pinned.encode(),
+        path_in_repo="README.md",
+        commit_message=f"Loading lines open {commit[:7]}",
     )

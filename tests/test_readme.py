@@ -56,6 +56,30 @@ def test_block_of_the_readme(clone, code):
     assert done.returncode == 0, done.stderr
 
 
+def missing_tests(text):
+    """Tests that the text names as `tests/file.py::test_name`, and that are not there."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text)
+    assert named
+    return [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).is_file() or f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")
+    ]
+
+
+def test_every_feature_has_its_test():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## What works, and the test that shows it")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20 and all("::test_" in row.rpartition(" | ")[2] for row in rows)
+    assert not missing_tests(text)
+
+
+def test_a_test_that_is_missing_is_seen():
+    assert missing_tests("`tests/test_readme.py::test_nothing`") and missing_tests("`tests/gone.py::test_x`")
+    assert not missing_tests("`tests/test_readme.py::test_a_test_that_is_missing_is_seen`")
+
+
 def test_blocks_are_found_and_marks_read():
     text = """
 Text with `python`.

@@ -381,6 +381,10 @@ def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
 
         def upload_folder(self, **arguments):
             calls.update(arguments)
+            return SimpleNamespace(oid="0" * 40)
+
+        def upload_file(self, path_or_fileobj, **arguments):
+            calls["card"] = path_or_fileobj.decode()
 
     folder = unbroken["pictures"][0]
     monkeypatch.setattr(training_run, "HfApi", Api)
@@ -390,6 +394,7 @@ def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
     assert (calls["token"], calls["repo_id"], calls["folder_path"]) == ("secret", "user/run", folder)
     assert {"model.safetensors", "config.json", "README.md", "predictions.png", "metrics.jsonl"} <= uploaded
     assert not [name for name in uploaded if "checkpoint-" in name or name == ".lock"]
+    assert calls["card"].count(f'from_pretrained("user/run", revision="{"0" * 40}", trust_remote_code=True)') == 2
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -1,0 +1,494 @@
+"""What transformers' own common tests ask of every vision model and backbone, where no other file here asks it already.
+
+The list is that of transformers for ViT and DINOv3. Three things on it do not exist here: tied weights, buffers and
+chunked feed-forwards. Hidden states are grids and attention maps are those of lines, as `AxialModel.forward` says.
+"""
+
+import copy
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import init_empty_weights, load_checkpoint_and_dispatch
+from safetensors import safe_open
+from torch.utils import checkpoint as torch_checkpoint
+from transformers import AttentionInterface
+
+from modeling_axial import AxialBackbone, AxialConfig, AxialForImageClassification, AxialImageProcessor, AxialModel
+from modeling_axial.attention import AxialAttentionCore, eager_attention_forward
+from tests.conftest import ROOT
+
+CLASSES = [AxialModel, AxialForImageClassification, AxialBackbone]
+VARIANTS = {
+    "one stream": {},
+    "two streams": {"reversible": True, "feed_forward": "gated_mlp", "position_embedding": "rotary"},
+    "sets": {"num_inducing_points": [None, 3], "pooling": "attention", "position_embedding": "none"},
+}
+model_classes = pytest.mark.parametrize("model_class", CLASSES)
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def make_config(variant="one stream", **overrides):
+    options = {"image_size": [10, 6], "patch_size": 2, "num_channels": 1, "hidden_size": 8, "num_hidden_layers": 2}
+    options |= {"num_attention_heads": 2, "num_labels": 3, "initializer_range": 0.5, "out_indices": [0, 1, 2]}
+    return AxialConfig(**options | VARIANTS[variant] | overrides)
+
+
+def make_model(model_class, variant="one stream", **overrides):
+    torch.manual_seed(0)
+    return model_class(make_config(variant, **overrides)).eval()
+
+
+def pixels(batch=2, dtype=torch.float32):
+    return torch.randn(batch, 1, 10, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def tensors_of(output):
+    """All tensors of a model's output, in order."""
+    flat = []
+    for value in output.to_tuple() if hasattr(output, "to_tuple") else output:
+        flat += tensors_of(value) if isinstance(value, tuple) else [value]
+    return flat
+
+
+def assert_same(ours, expected, **tolerance):
+    """Equal tensors, to the last bit unless `tolerance` says otherwise."""
+    ours, expected = tensors_of(ours), tensors_of(expected)
+    assert len(ours) == len(expected) > 0
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance or {"rtol": 0, "atol": 0})
+
+
+def loss_of(output):
+    return sum(tensor.float().square().sum() for tensor in tensors_of(output))
+
+
+def gradients(model, pixel_values):
+    model.zero_grad()
+    torch.manual_seed(2)
+    loss_of(model(pixel_values)).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+# ---- forward ----
+
+
+@variants
+@model_classes
+def test_eval_is_deterministic_and_rows_do_not_know_each_other(model_class, variant):
+    model = make_model(model_class, variant, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+    together = model(pixels(3))
+    assert_same(model(pixels(3)), together)
+    for row in range(3):
+        alone = model(pixels(3)[row : row + 1])
+        for one, all_rows in zip(tensors_of(alone), tensors_of(together), strict=True):
+            torch.testing.assert_close(one[0], all_rows[row], rtol=1e-5, atol=1e-5)
+    model.train()
+    with pytest.raises(AssertionError):  # dropout is at work
+        assert_same(model(pixels(3)), model(pixels(3)))
+
+
+@variants
+@model_classes
+def test_tuple_and_dictionary_hold_the_same(model_class, variant):
+    model = make_model(model_class, variant)
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    output = model(pixels(), **asked)
+    as_tuple = model(pixels(), **asked, return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == len(output)
+    assert_same(as_tuple, output)
+    assert list(output)[-2:] == ["hidden_states", "attentions"] and len(output.hidden_states) == 3
+    configured = make_model(model_class, variant, output_hidden_states=True, output_attentions=True)
+    assert_same(configured(pixels()), output)
+    assert next(iter(inspect.signature(model.forward).parameters)) == model.main_input_name == "pixel_values"
+
+
+@variants
+@model_classes
+def test_first_state_and_maps_retain_gradients(model_class, variant):
+    model = make_model(model_class, variant).train()
+    output = model(pixels(), output_hidden_states=True, output_attentions=True)
+    kept = [output.hidden_states[0], *output.attentions]
+    for tensor in kept:
+        tensor.retain_grad()
+    first = output[0][-1] if isinstance(output[0], tuple) else output[0]
+    first.square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in kept)
+
+
+@model_classes
+def test_embeddings_and_config_are_where_transformers_looks(model_class):
+    model = make_model(model_class)
+    embeddings = model.get_input_embeddings()
+    assert embeddings is model.base_model.embeddings.patch_embeddings and model.get_output_embeddings() is None
+    model.set_input_embeddings(replacement := copy.deepcopy(embeddings))
+    assert model.base_model.embeddings.patch_embeddings is replacement
+    assert all(module.config is model.config for module in model.modules() if hasattr(module, "config"))
+    twin = copy.deepcopy(model)
+    assert_same(twin(pixels()), model(pixels()))
+    assert twin.base_model.layers[0] is not model.base_model.layers[0]
+
+
+@variants
+@model_classes
+def test_nothing_but_parameters_and_none_of_them_tied(model_class, variant):
+    with torch.device("meta"):
+        model = model_class(make_config(variant))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert not list(model.buffers()) and not model.all_tied_weights_keys
+    for module in model.modules():
+        assert not [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+
+
+# ---- loading and saving ----
+
+
+@variants
+@model_classes
+def test_weights_are_saved_as_they_are(model_class, variant, tmp_path):
+    model = make_model(model_class, variant)
+    weight = model.base_model.layers[0].get_submodule("attention.axes.0.o_proj").weight
+    weight.data = weight.data.T.contiguous().T
+    assert not weight.is_contiguous()
+    model.save_pretrained(tmp_path / "one file")
+    with safe_open(tmp_path / "one file" / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(model.state_dict()) and file.metadata()["format"] == "pt"
+    model.save_pretrained(tmp_path / "shards", max_shard_size="2KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("generation_config.json"))
+    for folder in ("one file", "shards"):
+        loaded, info = model_class.from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not any(info.values())
+        assert_same(loaded.state_dict().values(), model.state_dict().values())
+        assert_same(loaded(pixels()), model(pixels()), rtol=1e-4, atol=1e-4)
+    given = model_class.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert_same(given.state_dict().values(), model.state_dict().values())
+
+
+@variants
+@model_classes
+def test_missing_weights_are_drawn_as_in_a_new_model(model_class, variant):
+    new = make_model(model_class, variant, hidden_size=32)
+    loaded = model_class.from_pretrained(None, config=new.config, state_dict={})
+    for (name, ours), expected in zip(loaded.named_parameters(), new.parameters(), strict=True):
+        if expected.std() == 0:  # biases and norms
+            assert torch.equal(ours, expected), name
+        else:
+            assert 0.5 < ours.std() / expected.std() < 2 and abs(ours.mean()) < 0.3, name
+
+
+def test_mismatched_shapes_are_drawn_anew(tmp_path):
+    make_model(AxialForImageClassification).save_pretrained(tmp_path)
+    changed = {"image_size": [14, 6], "num_labels": 5}
+    with pytest.raises(RuntimeError, match="size"):
+        AxialForImageClassification.from_pretrained(tmp_path, **changed)
+    model, info = AxialForImageClassification.from_pretrained(
+        tmp_path, **changed, ignore_mismatched_sizes=True, output_loading_info=True, initializer_range=0.01
+    )
+    names = {"axial.embeddings.position_embeddings.axis_0", "classifier.weight", "classifier.bias"}
+    assert {name for name, *_ in info["mismatched_keys"]} == names
+    assert 0 < model.classifier.weight.abs().max() < 0.05 and not model.classifier.bias.any()
+    assert 0 < model.axial.embeddings.position_embeddings.axis_0.abs().max() < 0.05
+    assert model(torch.randn(2, 1, 14, 6), labels=torch.tensor([0, 4])).logits.shape == (2, 5)
+
+
+@model_classes
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(model_class, dtype, tmp_path):
+    model = make_model(model_class)
+    model.save_pretrained(tmp_path / "whole")
+    for name in ("dtype", "torch_dtype"):
+        half = model_class.from_pretrained(tmp_path / "whole", **{name: dtype})
+        assert {parameter.dtype for parameter in half.parameters()} == {dtype} and half.config.dtype == dtype
+    output = half(pixels())  # pixels may stay in float32
+    assert {tensor.dtype for tensor in tensors_of(output)} == {dtype}
+    for ours, expected in zip(tensors_of(output), tensors_of(model(pixels())), strict=True):
+        torch.testing.assert_close(ours.float(), expected, rtol=0.1, atol=0.3)
+    half.save_pretrained(tmp_path / "half")
+    assert model_class.from_pretrained(tmp_path / "half").dtype == dtype  # as stored
+    assert model_class.from_pretrained(tmp_path / "half", dtype=torch.float32).dtype == torch.float32
+
+
+@model_classes
+def test_placement_on_devices_and_disk(model_class, tmp_path):
+    model = make_model(model_class, "two streams", num_hidden_layers=4, out_indices=[0, 4])
+    model.save_pretrained(tmp_path)
+    placed = model_class.from_pretrained(tmp_path, device_map="auto")
+    assert_same(placed(pixels()), model(pixels()))
+
+    layers = "layers" if model_class is AxialModel else "axial.layers"
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    kept = {"max_memory": {"cpu": int(0.7 * size)}, "offload_folder": tmp_path / "offload"}
+    offloaded = model_class.from_pretrained(tmp_path, device_map="auto", **kept)
+    places = [offloaded.hf_device_map[f"{layers}.{layer}"] for layer in range(4)]  # a layer is never torn apart
+    assert places[0] == "cpu" and places[3] == "disk"
+    assert {parameter.device.type for parameter in offloaded.parameters()} == {"cpu", "meta"}
+    assert_same(offloaded(pixels()), model(pixels()))
+
+    with init_empty_weights():
+        empty = model_class(model.config)
+    loaded = load_checkpoint_and_dispatch(empty, str(tmp_path / "model.safetensors"), device_map="auto")
+    assert_same(loaded.eval()(pixels()), model(pixels()))
+
+
+# ---- attention backends ----
+
+
+@model_classes
+def test_backend_is_chosen_at_load_and_changed_at_run_time(model_class, tmp_path, monkeypatch):
+    model = make_model(model_class)
+    assert model.config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path)
+    eager = model_class.from_pretrained(tmp_path, attn_implementation="eager")
+    assert eager.config._attn_implementation == "eager" and not (tmp_path / "config.json").read_text().count("eager")
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(arguments[0])
+        return eager_attention_forward(*arguments, **options)
+
+    monkeypatch.setattr("modeling_axial.attention.eager_attention_forward", counted)
+    assert_same(eager(pixels()), model(pixels()), rtol=1e-4, atol=1e-4)
+    cores = sum(isinstance(module, AxialAttentionCore) for module in model.modules())
+    assert len(calls) == cores == 4
+    AttentionInterface.register("counted", counted)
+    for name, expected in (("counted", 4), ("sdpa", 0), ("eager", 4)):
+        calls.clear()
+        model.set_attn_implementation(name)
+        model(pixels())
+        assert len(calls) == expected and model.base_model.config._attn_implementation == name
+    with pytest.raises((ValueError, ImportError)):
+        model.set_attn_implementation("no such attention")
+
+
+# ---- gradient checkpointing ----
+
+FORMS = {"default": None, "reentrant": {"use_reentrant": True}, "not reentrant": {"use_reentrant": False}}
+
+
+@variants
+@model_classes
+def test_gradient_checkpointing_in_all_forms(model_class, variant, monkeypatch):
+    model = make_model(model_class, variant, hidden_dropout_prob=0.2).train()
+    expected = gradients(model, pixels())
+    layers = model.base_model.layers
+    ran, run = [], torch_checkpoint.checkpoint
+
+    def counted(*arguments, **options):
+        ran.append(options.get("use_reentrant"))
+        return run(*arguments, **options)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    for form in FORMS.values():
+        ran.clear()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=form)
+        assert model.is_gradient_checkpointing and all(layer.gradient_checkpointing for layer in layers)
+        for name, gradient in gradients(model, pixels()).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
+        assert len(ran) == len(layers) and (form is None or set(ran) == set(form.values()))
+        ran.clear()
+        model.eval()(pixels())
+        assert not ran
+        model.train().gradient_checkpointing_disable()
+        assert not model.is_gradient_checkpointing and not any(layer.gradient_checkpointing for layer in layers)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@variants
+def test_gradient_checkpointing_of_a_frozen_trunk(variant, use_reentrant):
+    """As adapters are trained: the pixels' embedding is frozen, and asked to require gradients all the same."""
+    model = make_model(AxialForImageClassification, variant).train()
+    model.requires_grad_(False)
+    trained = model.axial.layers[0].get_submodule("attention.axes.0.o_proj").requires_grad_(True)
+    expected = gradients(model, pixels())["axial.layers.0.attention.axes.0.o_proj.weight"]
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    gradients(model, pixels())
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(trained.weight.grad, expected, rtol=1e-4, atol=1e-4)
+    model.disable_input_require_grads()
+
+
+# ---- image processor ----
+
+
+def test_image_processor_keywords():
+    processor = AxialImageProcessor(size={"height": 5, "width": 7}, num_channels=1)
+    again = AxialImageProcessor.from_dict(processor.to_dict(), size=42, image_mean=0.1)
+    assert dict(again.size) == {"height": 42, "width": 42} and again.image_mean == 0.1 and again.num_channels == 1
+    stored = json.loads(processor.to_json_string())
+    assert stored["size"] == {"height": 5, "width": 7} and stored["num_channels"] == 1
+    picture = torch.zeros(3, 11, 13, dtype=torch.uint8)
+    for pictures, count in ((picture, 1), ([picture, picture], 2), (torch.stack([picture] * 3), 3)):
+        assert processor(pictures, return_tensors="pt").pixel_values.shape == (count, 1, 5, 7)
+        assert processor.preprocess(pictures, return_tensors="np").pixel_values.shape == (count, 1, 5, 7)
+
+
+# ---- several processes ----
+
+
+@variants
+def test_parallel_plans_name_what_is_there(variant):
+    model = make_model(AxialForImageClassification, variant)
+    modules = {name for name, module in model.named_modules()}
+    assert len(model.tp_plan) >= 6 and len(model.fsdp_plan) == 3
+    for plan in (model.tp_plan, model.fsdp_plan):
+        for pattern in plan:
+            depth = pattern.count(".")
+            assert any(
+                name.count(".") == depth
+                and all(ours in ("*", theirs) for ours, theirs in zip(pattern.split("."), name.split("."), strict=True))
+                for name in modules
+            ), pattern
+
+
+SPLIT = ["two streams", "sets"]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("split", ["fsdp", "tp"])
+@pytest.mark.parametrize("variant", SPLIT)
+def test_model_split_over_two_ranks(ranks, split, variant):
+    for found in ranks:
+        result = found[f"{split} {variant}"]
+        assert result["held"] == pytest.approx(0.5, abs=0.02) if split == "fsdp" else 0.3 < result["held"] < 0.5
+        assert result["loss"] < 1e-12 and result["gradient"] < 1e-12 and result["saved"]
+
+
+@pytest.mark.distributed
+def test_trainer_resumes_on_one_rank_and_on_two(ranks):
+    alone, both = ranks[0]["trainer alone"], [found["trainer"] for found in ranks]
+    for found in (alone, *both):
+        assert found["same"] and len(found["losses"]) == 6
+        assert found["resumed"] == found["losses"] and found["losses"][-1] < found["losses"][0]
+    # The global batches are the same, and so are the steps.
+    assert both[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What RANKS has found on two processes, by the name of the case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for variant in SPLIT:
+        make_model(AxialForImageClassification, variant).save_pretrained(folder / variant)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RANKS, folder],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    if done.returncode:
+        pytest.fail(f"{done.stdout}\n{done.stderr}")
+    alone = json.loads((folder / "alone.json").read_text())
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) | alone for rank in range(2)]
+
+
+# Ranks are forked from a process that has imported everything, and leave at once: a Python that shuts down beside
+# gloo's threads may be aborted.
+RANKS = """
+import json, os, sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainingArguments
+from transformers.distributed import DistributedConfig
+from transformers.utils import logging
+from modeling_axial import AxialForImageClassification
+
+FOLDER = Path(sys.argv[1])
+logging.disable_progress_bar()
+generator = torch.Generator().manual_seed(1)
+pixel_values = torch.randn(12, 1, 10, 6, generator=generator)
+labels = torch.randint(3, (12,), generator=generator)
+SPLITS = {"fsdp": {"fsdp_size": 2}, "tp": {"tp_size": 2, "tp_plan": "auto"}}
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def compare_split(variant, options, again):
+    # A model split over both ranks, against the same model whole: share of split parameters, errors, what it saves.
+    load = AxialForImageClassification.from_pretrained
+    plain = load(FOLDER / variant, dtype=torch.float64).train()
+    split = load(FOLDER / variant, dtype=torch.float64, distributed_config=DistributedConfig(**options)).train()
+    losses = [model(pixel_values.double(), labels=labels).loss for model in (plain, split)]
+    for loss in losses:
+        loss.backward()
+    ours, theirs = (
+        torch.cat([whole(parameter.grad).flatten() for parameter in model.parameters()]) for model in (split, plain)
+    )
+    parts = sum(parameter.to_local().numel() for parameter in split.parameters() if isinstance(parameter, DTensor))
+    split.save_pretrained(again)
+    dist.barrier()
+    saved = load(again).state_dict()
+    return {
+        "held": parts / sum(parameter.numel() for parameter in plain.parameters()),
+        "loss": abs(losses[0].item() - losses[1].item()),
+        "gradient": ((ours - theirs).norm() / theirs.norm()).item(),
+        "saved": all(torch.equal(saved[name], tensor) for name, tensor in plain.state_dict().items()),
+    }
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(labels)
+
+    def __getitem__(self, index):
+        return {"pixel_values": pixel_values[index], "labels": labels[index]}
+
+
+def train(folder, batch_size, resume=None):
+    arguments = TrainingArguments(
+        folder, max_steps=6, per_device_train_batch_size=batch_size, save_steps=4, logging_steps=1, seed=5,
+        use_cpu=True, report_to="none", disable_tqdm=True, learning_rate=1e-2,
+    )
+    model = AxialForImageClassification.from_pretrained(FOLDER / "two streams")
+    trainer = Trainer(model, arguments, train_dataset=Pictures())
+    trainer.train(resume_from_checkpoint=resume)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return losses, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def trained(name, batch_size):
+    # Six steps, and the last two of them again from the checkpoint of the fourth.
+    losses, weights = train(FOLDER / f"{name} whole", batch_size)
+    again, resumed = train(FOLDER / f"{name} again", batch_size, FOLDER / f"{name} whole" / "checkpoint-4")
+    same = all(torch.equal(resumed[key], tensor) for key, tensor in weights.items())
+    return {"losses": losses, "resumed": again, "same": same}
+
+
+def main(rank, world_size):
+    found = {}
+    if world_size == 1:
+        found["trainer alone"] = trained("one rank", 4)
+        (FOLDER / "alone.json").write_text(json.dumps(found))
+        os._exit(0)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=world_size)
+    for variant in sorted(path.name for path in FOLDER.iterdir() if (path / "config.json").is_file()):
+        for split, options in SPLITS.items():
+            found[f"{split} {variant}"] = compare_split(variant, options, FOLDER / f"{split} {variant}")
+            dist.barrier()
+    found["trainer"] = trained("two ranks", 2)
+    (FOLDER / f"rank-{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    context = torch.multiprocessing.get_context("fork")
+    processes = [context.Process(target=main, args=arguments) for arguments in ((0, 1), (0, 2), (1, 2))]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(process.exitcode != 0 for process in processes))
+"""
