@@ -42,7 +42,13 @@ def draw_tiles(path: Path, panels: dict[str, np.ndarray]) -> None:
     figure = Figure(figsize=(scale * sum(widths) + 0.4, scale * max(heights) + 0.5), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for panel, (title, picture) in zip(axes, panels.items(), strict=True):
-        panel.imshow(picture if picture.shape[-1] == 3 else picture[:, :, 0], cmap="gray", vmin=0, vmax=255)
+        panel.imshow(
+            picture if picture.shape[-1] == 3 else picture[:, :, 0],
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
+        )
         panel.set_title(title, fontsize=9)
         panel.axis("off")
     figure.savefig(path, dpi=100)

@@ -246,8 +246,10 @@ class TrainingRun:
                     step_loss += loss.detach()
                     if accelerator.sync_gradients:
                         grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-                    for prepared in (*optimizers, *schedules):
-                        prepared.step()
+                    for optimizer in optimizers:
+                        optimizer.step()
+                    for schedule in schedules:
+                        schedule.step()
                     for optimizer in optimizers:
                         optimizer.zero_grad()
                 sampler.advance(samples)

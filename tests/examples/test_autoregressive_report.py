@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from autoregressive_report import tile, to_levels
+
+from examples.autoregressive_report import tile, to_levels
 
 
 def test_levels():

@@ -20,6 +20,7 @@ from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
 from modeling_axial.training import checkpoints, read_metrics
 from tests.conftest import ROOT
 from tests.examples import test_train_image_classification as classification
+from tests.examples.test_train_image_classification_distributed import launch
 
 SCRIPT = ROOT / "examples" / "train_autoregressive_image.py"
 SMALL = {"model_type": "axial_decoder", "hidden_size": 8, "num_attention_heads": 2, "hidden_dropout_prob": 0.1}
@@ -109,6 +110,29 @@ def test_killed_and_resumed(unbroken, film_config, tmp_path):
     momenta = [[state["momentum_buffer"] for state in states["state"].values()] for states in of_muon]
     assert len(momenta[0]) > 30 and all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
     assert len(checkpoints.list_checkpoints(folder)) == 2
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    """Of one with the same global batch; without what differs between them: dropout, and which channel is learnt."""
+    config = write_config(tmp_path, **{**SMALL, "hidden_dropout_prob": 0.0}, image_size=[3, 4, 5], num_channels=1)
+    for name, run, batch_size in (("one", train, 8), ("two", launch_two, 4)):
+        exit_code, printed = run(
+            *film_arguments(config, tmp_path / name),
+            *("--gradient_accumulation_steps=1", f"--per_device_train_batch_size={batch_size}", "--max_train_steps=4"),
+        )
+        assert exit_code == 0, printed
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert len(lines[0]) == len(lines[1]) == 5
+    for one, two in zip(*lines, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert all(torch.allclose(weights[1][name], one, atol=1e-3) for name, one in weights[0].items())
+
+
+def launch_two(*arguments):
+    return launch(SCRIPT, arguments)
 
 
 @pytest.mark.slow
