@@ -318,7 +318,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}  
 
 
 def third_party_imports(folder):
-    own = {path.name for path in ROOT.iterdir()} | {path.stem for path in folder.glob("*.py")}
+    own = {path.name for path in ROOT.iterdir()} | {path.stem for path in folder.rglob("*.py")}
     imported = set()
     for path in folder.rglob("*.py"):
         if path.parent.name == "benchmarks":
@@ -332,7 +332,12 @@ def third_party_imports(folder):
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), {"modeling_axial": [], "examples": ["demo"], "tests": ["demo", "test"]}.items()
+    ("folder", "extras"),
+    {
+        "modeling_axial": [],
+        "examples": ["demo", "generate", "hub", "features"],
+        "tests": ["demo", "generate", "hub", "features", "test"],
+    }.items(),
 )
 def test_what_is_imported_is_required(folder, extras):
     extra_lines = [line for extra in extras for line in PROJECT["project"]["optional-dependencies"][extra]]
