@@ -246,11 +246,14 @@ def test_pipeline_from_a_bare_folder(processor, pictures, run_python, tmp_path):
 import json, sys
 from transformers import pipeline
 folder, *pictures = sys.argv[1:]
-classify = pipeline("image-classification", model=folder, trust_remote_code=True)
-print(json.dumps([classify(path) for path in pictures]))
+tasks = ("image-classification", "image-feature-extraction")
+classify, extract = (pipeline(task, model=folder, trust_remote_code=True) for task in tasks)
+print(json.dumps([[classify(path) for path in pictures], [extract(path) for path in pictures]]))
 """
-    found = json.loads(run_python(code, tmp_path / "model", *pictures).stdout.splitlines()[-1])
-    assert len(found) == 2
+    found, features = json.loads(run_python(code, tmp_path / "model", *pictures).stdout.splitlines()[-1])
+    assert len(found) == len(features) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(features)[:, 0], model.axial(**inputs).last_hidden_state)
     for scores, expected in zip(found, probabilities, strict=True):
         assert [score["label"] for score in scores] == [
             config.id2label[i] for i in expected.argsort(descending=True).tolist()
