@@ -177,9 +177,8 @@ def _check_arguments(query, key, value, axis, mask, is_causal) -> None:
         raise ValueError(f"axis counts the grid axes from 0 to {num_axes - 1}, got {axis}.")
     if key.shape[:-1] != value.shape[:-1]:
         raise ValueError(f"key and value must agree but for head_dim, got {_shape(key)} and {_shape(value)}.")
-    if key.dim() != query.dim() or any(
-        ours != theirs for dim, (ours, theirs) in enumerate(zip(query.shape, key.shape, strict=True)) if dim != axis + 1
-    ):
+    before, after = slice(axis + 1), slice(axis + 2, None)
+    if query.shape[before] != key.shape[before] or query.shape[after] != key.shape[after]:
         raise ValueError(f"query and key must agree but for axis {axis}, got {_shape(query)} and {_shape(key)}.")
     if is_causal and query.shape[axis + 1] != key.shape[axis + 1]:
         raise ValueError(f"is_causal needs equally long query and key, got {_shape(query)} and {_shape(key)}.")
@@ -277,9 +276,11 @@ class AxialAttentionProjections(nn.Module):
                 `append(attention, key, value)` returns those of all positions so far. Used if attention is causal.
         """
         split_heads = (-1, self.head_dim)  # -1: tensor parallelism shards the heads
-        batch_and_grid = list(key_value_states.shape[:-1])
-        batch_and_grid[self.axis + 1] = hidden_states.shape[self.axis + 1]
-        query = self.q_proj(hidden_states).unflatten(-1, split_heads).expand(*batch_and_grid, -1, -1)
+        query = self.q_proj(hidden_states).unflatten(-1, split_heads)
+        if hidden_states is not key_value_states:
+            batch_and_grid = list(key_value_states.shape[:-1])
+            batch_and_grid[self.axis + 1] = hidden_states.shape[self.axis + 1]
+            query = query.expand(*batch_and_grid, -1, -1)
         key = self.k_proj(key_value_states).unflatten(-1, split_heads)
         value = self.v_proj(key_value_states).unflatten(-1, split_heads)
         if rotations is not None:

@@ -350,6 +350,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             )
         if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise ValueError(f"input_ids must be integers from 0 to {config.vocab_size - 1}, got {input_ids.dtype}.")
+        _check_range("input_ids", input_ids, config.vocab_size)
         if (class_labels is None) != (config.num_classes is None):
             raise ValueError(
                 f"class_labels must be given for a model with num_classes and for no other; num_classes="
@@ -357,6 +358,8 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             )
         if class_labels is not None and tuple(class_labels.shape) != shape[:1]:
             raise ValueError(f"class_labels must have shape {shape[:1]}, got {tuple(class_labels.shape)}.")
+        if class_labels is not None:
+            _check_range("class_labels", class_labels, config.num_classes)
         expected = (shape[0], config.num_condition_channels, *shape[2:])
         if (condition is None) != (config.num_condition_channels == 0):
             raise ValueError(
@@ -366,6 +369,15 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             )
         if condition is not None and tuple(condition.shape) != expected:
             raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}.")
+
+
+def _check_range(name: str, values: torch.Tensor, end: int) -> None:
+    # Only where looking at values costs no wait for a device, and is no part of a graph.
+    if values.device.type != "cpu" or not values.numel() or torch.compiler.is_compiling():
+        return
+    least, largest = (value.item() for value in values.aminmax())
+    if least < 0 or largest >= end:
+        raise ValueError(f"{name} must be from 0 to {end - 1}, got {least} to {largest}.")
 
 
 def _nats(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

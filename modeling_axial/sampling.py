@@ -52,8 +52,8 @@ class LineCache:
             shape = (*key.shape[:dim], self.length, *key.shape[dim + 1 :])
             self._kept[attention] = key.new_empty(shape), value.new_empty(shape)
         keys, values = self._kept[attention]
-        keys.select(dim, self.position).copy_(key.select(dim, 0))
-        values.select(dim, self.position).copy_(value.select(dim, 0))
+        keys.narrow(dim, self.position, 1).copy_(key)
+        values.narrow(dim, self.position, 1).copy_(value)
         return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1)
 
 
@@ -123,7 +123,8 @@ class Draw:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         noise = torch.empty(*self.tokens.shape, self.vocab_size, dtype=dtype, device=device)
         self.noise = noise.exponential_(generator=self.generator).log_().neg_().to(tokens.device)
-        if self.known.all():
+        self.any_known = bool(self.known.any())
+        if self.any_known and self.known.all():
             self.progress.update(self.tokens.numel())
             return False
         return True
@@ -132,12 +133,12 @@ class Draw:
         """Draws the values at one position of the line from logits (B, vocab_size)."""
         scores = logits.to(self.noise.dtype)
         if self.temperature > 0:
-            scores = scores / self.temperature
+            scores = scores if self.temperature == 1 else scores / self.temperature
             for warper in self.warpers:
                 scores = warper(None, scores)  # pyrefly: ignore[bad-argument-type]  it does not read the tokens
             scores = scores + self.noise[:, position]
-        tokens = self.tokens[:, position]
-        tokens.copy_(torch.where(self.known[:, position], tokens, scores.argmax(-1)))
+        tokens, drawn = self.tokens[:, position], scores.argmax(-1)
+        tokens.copy_(torch.where(self.known[:, position], tokens, drawn) if self.any_known else drawn)
         self.progress.update(len(tokens))
 
 

@@ -52,8 +52,8 @@ def redraw(model, gain=1.5, head_gain=2.0, seed=1):
     return model
 
 
-def make_model(image_size=(3, 5), dtype=torch.float64, gain=1.5, **overrides):
-    return redraw(AxialForCausalImageModeling(make_config(image_size, **overrides)).eval().to(dtype), gain)
+def make_model(image_size=(3, 5), dtype=torch.float64, gain=1.5, head_gain=2.0, **overrides):
+    return redraw(AxialForCausalImageModeling(make_config(image_size, **overrides)).eval().to(dtype), gain, head_gain)
 
 
 def make_inputs(config, batch=2, seed=2, dtype=torch.float64, image_size=None):
@@ -190,25 +190,26 @@ def test_dependencies_are_read_from_the_inputs_alone():
                 assert (model(**{**inputs, "condition": condition}).logits != before).any(-1).all(), cell
 
 
-def test_a_mask_that_is_missing_is_seen():
-    model = make_model((4, 5))
-    for name, module in model.named_modules():
-        if name.endswith(".core") and module.is_causal:
-            module.is_causal = False
-            assert not torch.equal(dependencies(model), strict_raster_order(model.config)), name
-            module.is_causal = True
-    assert torch.equal(dependencies(model), strict_raster_order(model.config))
+@pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
+def test_a_mask_that_is_missing_is_seen(gain):
+    """At gain 20 attention weights underflow to zero, so that not all that is allowed shows in one picture."""
+    model = make_model((4, 5), gain=gain)
+    allowed = strict_raster_order(model.config)
+    assert not (dependencies(model) & ~allowed).any()
+    causal = {name: module for name, module in model.named_modules() if name.endswith(".core") and module.is_causal}
+    assert len(causal) == 2
+    for name, module in causal.items():
+        module.is_causal = False
+        assert (dependencies(model) & ~allowed).any(), name
+        module.is_causal = True
 
 
 # Probabilities
 
 
-@variants
-def test_probabilities_of_all_pictures_sum_to_one(overrides):
-    # 2 x 2 with 1 channel has 16 pictures; 1 x 2 with 3 channels has 64.
-    channels = overrides.get("num_channels", 2)
-    image_size = (2, 2) if channels < 3 else (1, 2)
-    model = make_model(image_size, **{**overrides, "vocab_size": 2})
+def log_probs_of_all_pictures(model):
+    """Of 2 ** values pictures: 16 where there are 2 x 2 pixels of 1 channel."""
+    channels, image_size = model.config.num_channels, model.config.image_size
     count = channels * math.prod(image_size)
     pictures = torch.tensor(list(itertools.product((0, 1), repeat=count))).view(-1, channels, *image_size)
     conditions = {
@@ -217,9 +218,30 @@ def test_probabilities_of_all_pictures_sum_to_one(overrides):
         if name != "input_ids"
     }
     with torch.no_grad():
-        log_probs = model.log_prob(pictures, **conditions)
+        return model.log_prob(pictures, **conditions)
+
+
+@variants
+@pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
+def test_probabilities_of_all_pictures_sum_to_one(overrides, gain):
+    image_size = (1, 2) if overrides.get("num_channels") == 3 else (2, 2)
+    log_probs = log_probs_of_all_pictures(make_model(image_size, gain=gain, **{**overrides, "vocab_size": 2}))
     assert log_probs.dtype == torch.float64 and log_probs.std() > 0.5  # far from uniform
     assert abs(log_probs.exp().sum().item() - 1) < 1e-12
+
+
+@orders
+@pytest.mark.parametrize("gain", [1.0, 20.0])
+def test_probabilities_of_a_model_that_sees_ahead_sum_to_something_else(gain, channel_order):
+    # The head keeps its size, or all probability goes to one picture, ahead or not.
+    model = make_model((2, 3), gain=gain, head_gain=2 / gain, channel_order=channel_order, vocab_size=2)
+    causal = [module for module in model.modules() if getattr(module, "is_causal", False)]
+    assert len(causal) == (2 if channel_order == "slices" else 3)
+    for module in causal:
+        module.is_causal = False
+        assert abs(log_probs_of_all_pictures(model).exp().sum().item() - 1) > 1e-6
+        module.is_causal = True
+    assert abs(log_probs_of_all_pictures(model).exp().sum().item() - 1) < 1e-12
 
 
 @variants
@@ -419,6 +441,32 @@ def test_reversible_and_checkpointed_training_gives_the_same_gradients(channel_o
 
 
 @orders
+@pytest.mark.parametrize("reversible", [False, True])
+def test_autocast_keeps_the_streams_in_full(reversible, channel_order):
+    model = make_model(
+        dtype=torch.float32, reversible=reversible, channel_order=channel_order, num_classes=3, num_condition_channels=1
+    ).train()
+    inputs = make_inputs(model.config, dtype=torch.float32)
+    expected, expected_gradients = loss_and_gradients(model, inputs)
+    dtypes = set()
+    for stack in (module for module in model.modules() if hasattr(module, "executor_class")):
+        for block in stack.blocks:
+            block.register_forward_pre_hook(lambda module, streams: dtypes.update(stream.dtype for stream in streams))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients = loss_and_gradients(model, inputs)
+    assert dtypes == {torch.float32} and loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+    distance, size = (
+        math.sqrt(sum(gradient.square().sum().item() for gradient in each))
+        for each in (
+            [gradients[name] - gradient for name, gradient in expected_gradients.items()],
+            expected_gradients.values(),
+        )
+    )
+    assert 0 < distance / size < 0.2
+
+
+@orders
 def test_a_picture_is_learnt_by_heart(channel_order):
     torch.manual_seed(0)
     config = make_config((4, 5), channel_order=channel_order, hidden_size=16)
@@ -449,7 +497,10 @@ def test_other_sizes_than_the_native_one(overrides):
         ({}, {"input_ids": torch.zeros(2, 3, 3, 5, dtype=torch.long)}, r"2 channels.*got \(2, 3, 3, 5\)"),
         ({}, {"input_ids": torch.zeros(2, 2, 15, dtype=torch.long)}, r"2 axes.*got \(2, 2, 15\)"),
         ({}, {"input_ids": torch.zeros(2, 2, 3, 5)}, "integers from 0 to 4, got torch.float32"),
+        ({}, {"input_ids": torch.full((2, 2, 3, 5), 5)}, "input_ids must be from 0 to 4, got 5 to 5"),
+        ({}, {"input_ids": -torch.eye(5)[:3].expand(2, 2, 3, 5).long()}, "input_ids must be from 0 to 4, got -1 to 0"),
         ({}, {"class_labels": torch.tensor([0, 1])}, "num_classes=None"),
+        ({"num_classes": 3}, {"class_labels": torch.tensor([0, 3])}, "class_labels must be from 0 to 2, got 0 to 3"),
         ({"num_classes": 3}, {"class_labels": None}, "num_classes=3, class_labels=None"),
         ({"num_classes": 3}, {"class_labels": torch.tensor([1])}, r"shape \(2,\), got \(1,\)"),
         ({}, {"condition": torch.zeros(2, 1, 3, 5)}, "num_condition_channels=0, condition is given"),

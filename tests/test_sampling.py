@@ -93,8 +93,9 @@ def test_every_value_is_the_argmax_of_its_logits_and_noise(overrides):
 @orders
 @pytest.mark.parametrize("sampler", ["semi_parallel", "cached"])
 @pytest.mark.parametrize("image_size", [(3, 5), (2, 3, 4)], ids=str)
-def test_logits_step_by_step_are_those_of_the_whole_picture(monkeypatch, image_size, sampler, channel_order):
-    model = make_model(image_size, channel_order=channel_order, num_classes=3, num_condition_channels=1, gain=2.0)
+@pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
+def test_logits_step_by_step_are_those_of_the_whole_picture(monkeypatch, gain, image_size, sampler, channel_order):
+    model = make_model(image_size, channel_order=channel_order, num_classes=3, num_condition_channels=1, gain=gain)
     options = conditions(model)
     steps = []
     draw = Draw.__call__
@@ -158,8 +159,9 @@ def share_a_cache_between_blocks(monkeypatch):
 @pytest.mark.parametrize(
     "plant", [forget_outer_cache, forget_inner_cache, read_one_too_few, share_a_cache_between_blocks]
 )
-def test_a_cache_that_is_wrong_is_seen(monkeypatch, plant):
-    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, gain=2.0)
+@pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
+def test_a_cache_that_is_wrong_is_seen(monkeypatch, plant, gain):
+    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, gain=gain)
     expected = sample(model, 4)
     plant(monkeypatch)
     assert not torch.equal(sample(model, 4), expected)

@@ -10,12 +10,13 @@ by PyTorch's fused kernel. Everything runs on one thread, in float32, eager, in 
 
 - training: seconds of a step (forward, backward, AdamW), and the growth of the peak resident memory that it causes in
   a fresh process. ImageGPT's own default is dropout 0.1, which costs it time; it is measured with and without.
-- learning: bits per dimension of the held-out digits after `--seconds` of wall-clock time of training each, taken in
-  turns of `--slice` seconds. The learning rate follows the same clock. Nobody has dropout here.
+- learning: bits per dimension of the held-out digits after `--seconds` of training each, taken in turns of `--slice`
+  seconds. The learning rate follows the same clock. It is that of one core (CPU seconds of the thread), which on a core
+  that nobody else uses is wall-clock time, and on a shared one still the same for all; both are printed. Nobody has
+  dropout here.
 - sampling: seconds to draw pictures, ours by `generate`. The flat models keep their keys and values; they draw by the
   `generate` of transformers, and in the plainest loop that there is.
-- samplers: our three samplers at `--batch` pictures, what they compute by formula and by count, and what compiling the
-  step of a pixel gains.
+- samplers: our three samplers at `--batch` pictures, and what they compute, by formula and by count.
 """
 
 import argparse
@@ -193,10 +194,10 @@ class Learner:
         self.steps, self.wall, self.cpu = 0, 0.0, 0.0
 
     def train(self, until: float) -> None:
-        """Makes steps until it has had `until` seconds, or all that it has."""
-        while self.wall < min(until, self.seconds):
+        """Makes steps until it has had `until` seconds of a core, or all that it has."""
+        while self.cpu < min(until, self.seconds):
             wall, cpu = time.perf_counter(), time.thread_time()
-            part = self.wall / self.seconds
+            part = self.cpu / self.seconds
             rate = LEARNING_RATE * min(1.0, (part + 0.01) / WARM_UP) * (1 + math.cos(math.pi * part)) / 2
             self.optimizer.param_groups[0]["lr"] = rate
             chosen = torch.randint(len(self.pictures), (self.batch_size,), generator=self.generator)
@@ -281,9 +282,9 @@ def report_learning(options: argparse.Namespace) -> str:
         for learner in learners.values():
             learner.train(until=(part + 1) * options.slice)
     return rows(
-        "model | bits per dimension, held out | wall, s | CPU, s | steps",
+        "model | bits per dimension, held out | CPU, s | wall, s | steps",
         *(
-            f"{name} | **{held_out_bits(learner.model, held_out):.3f}** | {learner.wall:.0f} | {learner.cpu:.0f} | "
+            f"{name} | **{held_out_bits(learner.model, held_out):.3f}** | {learner.cpu:.0f} | {learner.wall:.0f} | "
             f"{learner.steps}"
             for name, learner in learners.items()
         ),
@@ -359,7 +360,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--pairs", type=int, default=5, help="alternating pairs of measurements")
-    parser.add_argument("--seconds", type=float, default=300.0, help="wall-clock time of training each, for `learning`")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of one core, to train each, for `learning`")
     parser.add_argument("--slice", type=float, default=60.0, help="seconds of training before the next has its turn")
     parser.add_argument("--batch", type=int, default=64, help="pictures for `samplers`")
     parser.add_argument("--tiny", action="store_true", help="small models and pictures, to try the script")

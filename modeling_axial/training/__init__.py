@@ -1,4 +1,4 @@
-"""What the training examples share: exact-resume sampler, crash-safe checkpoints, metrics log, YAML recipes, endings."""
+"""What the training examples share: exact-resume sampler, crash-safe checkpoints, metrics log, YAML recipes, ends."""
 
 from .arguments import FixedArguments, parse_arguments
 from .checkpoints import find_checkpoint, load_state, lock_folder, save_state

@@ -101,9 +101,9 @@ def test_learners_see_the_same_and_stop_in_time(pictures, monkeypatch):
     for name in ("axial", "GPT-2"):
         learner = benchmark.Learner(name, pictures, batch_size=2, seconds=0.3, width=8)
         learner.train(until=0.1)
-        assert learner.wall >= 0.1 and 0 < learner.cpu and learner.steps == len(seen[type(learner.model)])
+        assert 0.1 <= learner.cpu < 0.3 and 0 < learner.wall and learner.steps == len(seen[type(learner.model)])
         learner.train(until=9.0)
-        assert learner.wall >= 0.3
+        assert learner.cpu >= 0.3
         assert 0 <= learner.optimizer.param_groups[0]["lr"] < benchmark.LEARNING_RATE
         before = learner.steps
         learner.train(until=9.0)
