@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import Dataset
 
-from modeling_axial import AxialForImageClassification, AxialSelfAttention
+from modeling_axial import AxialForImageClassification, AxialSelfAttention, InducedAxialAttention
 
 COLUMNS = 10
 
@@ -23,7 +23,7 @@ def attention_silenced(model: nn.Module) -> Iterator[None]:
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
         for module in model.modules()
-        if isinstance(module, AxialSelfAttention)
+        if isinstance(module, AxialSelfAttention | InducedAxialAttention)
     ]
     try:
         yield
@@ -78,7 +78,8 @@ def draw_predictions(
 ) -> None:
     """
     Draws pictures spread evenly over `dataset`, the first of those that are classified wrongly, and, for an axial
-    model, where some of them are attended to along each axis. `predictions` and `labels`: (len(dataset),), as numbers.
+    model without inducing points, where some of them are attended to along each axis. `predictions` and `labels`:
+    (len(dataset),), as numbers.
     """
     spread = np.unique(np.linspace(0, len(dataset) - 1, 4 * COLUMNS).astype(int)).tolist()
     wrong = torch.nonzero(predictions != labels).flatten().tolist()
@@ -99,7 +100,7 @@ def draw_predictions(
             panel.set_title(
                 predicted if right else f"{predicted} ≠ {true}", color="green" if right else "red", fontsize=9
             )
-    if isinstance(model, AxialForImageClassification):
+    if isinstance(model, AxialForImageClassification) and not any(model.config.inducing_points):
         _draw_attention(bottom, model, torch.stack([dataset[index][0] for index in spread[:: COLUMNS - 3]]))
     figure.savefig(path, dpi=100, bbox_inches="tight")
 
@@ -116,9 +117,10 @@ def _draw_attention(figure, model: AxialForImageClassification, pixel_values: to
     for panel, picture in zip(panels[0], pixel_values, strict=True):
         panel.imshow(_stretched(picture), cmap="gray")
     names = ("along the height", "along the width")
-    for row, name, received in zip(
-        panels[1:], names, attention_received(attentions, model.config.grid_shape), strict=True
-    ):
+    grid_shape = [
+        pixels // patch for pixels, patch in zip(pixel_values.shape[2:], model.config.patch_shape, strict=True)
+    ]
+    for row, name, received in zip(panels[1:], names, attention_received(attentions, grid_shape), strict=True):
         received = received.float().cpu().numpy()
         row[0].set_ylabel(name)
         for panel, values in zip(row, received, strict=True):

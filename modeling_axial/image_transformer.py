@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from .attention import axial_attention
 from .configuration_image_transformer import AxialImageTransformerConfig
 from .remote_code import CodeCarryingModel
-from .reversible import OneStream, RebuiltTwoStream
+from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
 
 # Tokens that are projected and attended at a time on a CPU: what lies between two steps need not leave the cache, takes
 # little memory, and uses the same pages again and again.
@@ -380,11 +380,7 @@ class AxialImageTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_input(x, self.dim, self.dim_index, self.num_dimensions)
-        hidden_states = self.pos_emb(x).movedim(self.dim_index, -1).contiguous()
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            # Residual streams keep full precision.
-            hidden_states = hidden_states.to(torch.promote_types(x.dtype, torch.float32))
+        hidden_states = in_full_under_autocast(self.pos_emb(x).movedim(self.dim_index, -1).contiguous())
         return self.layers(hidden_states).movedim(-1, self.dim_index).contiguous()
 
 

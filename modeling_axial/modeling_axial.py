@@ -15,7 +15,7 @@ from .configuration_axial import AxialConfig
 from .patch_embeddings import AxialPatchEmbeddings
 from .position_embeddings import LearnedPositionEmbedding, RotaryPositionEmbedding
 from .remote_code import CodeCarryingModel
-from .reversible import OneStream, RebuiltTwoStream, TwoStream
+from .reversible import OneStream, RebuiltTwoStream, TwoStream, in_full_under_autocast
 from .set_attention import AttentionPooling, InducedAxialAttention
 
 logger = logging.get_logger(__name__)
@@ -60,8 +60,10 @@ class MeanPooling(nn.Module):
         cells = hidden_states.flatten(1, -2)
         if mask is None:
             return cells.mean(1)
-        weights = mask.flatten(1)[..., None].to(cells.dtype)
-        return (cells * weights).sum(1) / weights.sum(1).clamp(min=1)
+        counted = mask.flatten(1)[..., None]
+        # float16 ends at 65,504, which a sum over a large grid, or the number of its cells, exceeds.
+        total = (cells * counted).sum(1, dtype=torch.promote_types(cells.dtype, torch.float32))
+        return (total / counted.sum(1).clamp(min=1)).to(cells.dtype)
 
 
 @auto_docstring
@@ -132,10 +134,7 @@ class AxialModel(AxialPreTrainedModel):
         slow to fast, lines ordered as the remaining axes, slow to fast; an axis with inducing points gives two, what
         the points read and what the cells read from them.
         """
-        hidden_states = self.embeddings(pixel_values)
-        device_type = hidden_states.device.type
-        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-            hidden_states = hidden_states.float()  # residual streams keep full precision
+        hidden_states = in_full_under_autocast(self.embeddings(pixel_values))
         rotations = None if self.rotary_embedding is None else self.rotary_embedding(hidden_states)
         mask = None if attention_mask is None else _grid_mask(attention_mask, hidden_states)
         output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)

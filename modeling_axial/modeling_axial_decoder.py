@@ -257,8 +257,9 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}.")
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
-        given = condition if known is None else known[0]
-        image_shape = self.config.image_size if given is None else given.shape[2:]
+        given = [states.shape[2:] for states in (condition, *(() if known is None else known)) if states is not None]
+        # Known values and their mask are broadcast to each other; what does not fit is found below.
+        image_shape = [max(lengths) for lengths in zip(*given, strict=False)] or self.config.image_size
         shape = (num_images, self.config.num_channels, *image_shape)
         values = Known(known, shape, self.config.vocab_size, self.device)
         input_ids = values.input_ids
@@ -296,15 +297,15 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         batch_size, num_channels, *image_shape = input_ids.shape
         grid_shape = self._split_grids(input_ids).shape[2:]
         cells = self.token_embeddings.weight.new_zeros(batch_size, *grid_shape, self.config.hidden_size)
-        classes = None
+        classes, one_cell = None, [1] * len(image_shape)
         if self.class_embeddings is not None:
-            classes = self.class_embeddings(class_labels).view(batch_size, *[1] * len(image_shape), -1)
+            classes = self.class_embeddings(class_labels).view(batch_size, *one_cell, self.config.hidden_size)
         if self.exterior is not None:
             planes = [] if condition is None else [condition.movedim(1, -1).to(cells.dtype)]
             if self.config.num_grids > 1:
                 numbers = torch.arange(num_channels, device=channel.device)
                 earlier, own = numbers < channel[:, None], numbers == channel[:, None]
-                earlier, own = (mask.view(batch_size, *[1] * len(image_shape), -1) for mask in (earlier, own))
+                earlier, own = (mask.view(batch_size, *one_cell, num_channels) for mask in (earlier, own))
                 scaled = input_ids.movedim(1, -1).to(cells.dtype) / (self.config.vocab_size - 1)
                 planes += [scaled * earlier, own.expand(scaled.shape).to(cells.dtype)]
             encoded = self.exterior(torch.cat(planes, dim=-1), classes)
@@ -334,7 +335,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         for index, tokens in enumerate(self._split_grids(input_ids).unbind(1)):
             channel = torch.full(input_ids.shape[:1], index, device=input_ids.device)
             logits.append(self.decode(tokens, self.make_context(input_ids, channel, class_labels, condition)))
-        return torch.stack(logits, 1).reshape(*input_ids.shape, -1)
+        return torch.stack(logits, 1).reshape(*input_ids.shape, self.config.vocab_size)
 
     def _split_grids(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, *grid) as (B, token grids, *token grid), a view of a contiguous tensor."""
@@ -348,6 +349,8 @@ class AxialForCausalImageModeling(CodeCarryingModel):
                 f"input_ids must be (batch, {config.num_channels} channels, *{len(config.image_size)} axes), "
                 f"got {shape}."
             )
+        if 0 in shape[2:]:
+            raise ValueError(f"input_ids must have at least 1 cell along each axis, got shape {shape}.")
         if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise ValueError(f"input_ids must be integers from 0 to {config.vocab_size - 1}, got {input_ids.dtype}.")
         _check_range("input_ids", input_ids, config.vocab_size)

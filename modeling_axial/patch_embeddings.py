@@ -50,7 +50,8 @@ class AxialPatchEmbeddings(nn.Module):
             ValueError: for a wrong rank, number of channels, integer pixels, or a size that the patch does not divide.
         """
         self._check_pixels(pixel_values)
-        return self.projection(patchify(pixel_values.to(self.projection.weight.dtype), self.patch_shape))
+        # The dtype of the bias: a quantised weight is stored in another one than it computes in, such as int8.
+        return self.projection(patchify(pixel_values.to(self.projection.bias.dtype), self.patch_shape))
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)

@@ -41,6 +41,14 @@ from torch.autograd.graph import saved_tensors_hooks
 Residual = Callable[[Tensor], Tensor]
 
 
+def in_full_under_autocast(hidden_states: Tensor) -> Tensor:
+    """What a trunk enters: under autocast in at least float32, so that the sums of residuals keep full precision."""
+    device_type = hidden_states.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return hidden_states.to(dtype=torch.promote_types(hidden_states.dtype, torch.float32))
+    return hidden_states
+
+
 class OneStream:
     """Plain residuals: x = x + f(x), then x = x + g(x)."""
 

@@ -79,9 +79,11 @@ class Known:
                 ours not in (1, theirs) for ours, theirs in zip(states.shape, shape, strict=True)
             ):
                 raise ValueError(f"known {name} {tuple(states.shape)} must broadcast to (images, C, *grid) {shape}.")
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise ValueError(f"known values must be integers from 0 to {vocab_size - 1}, got {input_ids.dtype}.")
         self.mask.copy_(mask.expand(shape))
         self.input_ids.copy_(torch.where(self.mask, input_ids.to(device), 0))
-        if self.input_ids.min() < 0 or self.input_ids.max() >= vocab_size:
+        if self.input_ids.numel() and (self.input_ids.min() < 0 or self.input_ids.max() >= vocab_size):
             raise ValueError(
                 f"known values must be from 0 to {vocab_size - 1}, got {self.input_ids.min().item()} to "
                 f"{self.input_ids.max().item()}."
@@ -101,8 +103,8 @@ class Draw:
         num_values: int,
         show_progress: bool,
     ):
-        if temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {temperature}.")
+        if not temperature >= 0:  # written so that NaN fails, too
+            raise ValueError(f"temperature must be at least 0, got {temperature}.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}.")
         if top_p is not None and not 0 < top_p <= 1:

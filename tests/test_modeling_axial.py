@@ -210,6 +210,14 @@ def test_mean_pooling():
     assert MeanPooling()(hidden, mask).tolist() == [[10.5], [0.0]]
 
 
+@pytest.mark.parametrize("grid", [(70, 100), (300, 300)], ids=str)
+def test_masked_mean_of_a_large_grid_in_float16(grid):
+    # The sum exceeds float16, and of 300 x 300 cells their number, too.
+    hidden = torch.full((1, *grid, 2), 12.0, dtype=torch.float16)
+    pooled = MeanPooling()(hidden, torch.ones(1, *grid, dtype=torch.bool))
+    assert pooled.dtype == torch.float16 and pooled.tolist() == [[12.0, 12.0]]
+
+
 @variants
 def test_gradient_checkpointing_gives_the_same_gradients(overrides):
     model = make_model(**overrides, hidden_dropout_prob=0.1).train()
@@ -286,6 +294,13 @@ def test_bfloat16_autocast_keeps_the_residual_streams_in_float32(overrides):
     assert all(state.dtype == torch.float32 for state in output.hidden_states)
     output.last_hidden_state.float().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@variants
+def test_autocast_leaves_float64_alone(overrides):
+    model = make_model(**overrides)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(pixels(model.config)).last_hidden_state.dtype == torch.float64
 
 
 def test_whole_model_in_bfloat16():

@@ -491,11 +491,20 @@ def test_other_sizes_than_the_native_one(overrides):
     assert model.log_prob(**inputs).shape == (2,)
 
 
+@variants
+def test_no_pictures_have_no_probabilities(overrides):
+    model = make_model(**overrides)
+    nothing = make_inputs(model.config, batch=0)
+    assert model(**nothing).logits.shape == (0, model.config.num_channels, 3, 5, 5)
+    assert model.log_prob(**nothing).shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("overrides", "changes", "message"),
     [
         ({}, {"input_ids": torch.zeros(2, 3, 3, 5, dtype=torch.long)}, r"2 channels.*got \(2, 3, 3, 5\)"),
         ({}, {"input_ids": torch.zeros(2, 2, 15, dtype=torch.long)}, r"2 axes.*got \(2, 2, 15\)"),
+        ({}, {"input_ids": torch.zeros(2, 2, 3, 0).long()}, r"at least 1 cell along each axis, got .*\(2, 2, 3, 0\)"),
         ({}, {"input_ids": torch.zeros(2, 2, 3, 5)}, "integers from 0 to 4, got torch.float32"),
         ({}, {"input_ids": torch.full((2, 2, 3, 5), 5)}, "input_ids must be from 0 to 4, got 5 to 5"),
         ({}, {"input_ids": -torch.eye(5)[:3].expand(2, 2, 3, 5).long()}, "input_ids must be from 0 to 4, got -1 to 0"),

@@ -111,6 +111,14 @@ def test_pixels_take_the_dtype_of_the_weight(dtype):
     assert torch.equal(output, module(image.float()))
 
 
+def test_pixels_are_not_rounded_to_the_dtype_of_a_quantised_weight():
+    module, image = embeddings((5, 3), (2, 7), dtype=torch.float32), pixels((5, 3), (2, 7), dtype=torch.float32)
+    expected, weight = module(image), module.projection.weight.detach()
+    module.projection.weight = torch.nn.Parameter(torch.zeros(weight.shape, dtype=torch.int8), requires_grad=False)
+    module.projection.forward = lambda patches: torch.nn.functional.linear(patches, weight, module.projection.bias)
+    assert torch.equal(module(image), expected)
+
+
 def test_gradient_reaches_the_pixels():
     module = embeddings((5, 3), (2, 7), channels=1)
     image = pixels((5, 3), (2, 7), batch=1, channels=1).requires_grad_()

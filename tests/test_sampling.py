@@ -343,6 +343,13 @@ def test_size_of_known_values_and_condition_counts(sampler):
     assert torch.equal(sample(model, condition=condition), pictures)
 
 
+def test_known_values_and_mask_broadcast_to_each_other():
+    mask = torch.zeros(1, 1, 4, 7, dtype=torch.bool)
+    mask[..., 2:] = True
+    drawn = sample(make_model(vocab_size=11), known=(torch.full((1, 1, 1, 1), 3), mask))
+    assert drawn.shape[2:] == (4, 7) and (drawn[..., 2:] == 3).all()
+
+
 def test_without_a_generator_the_global_seed_counts():
     model = make_model()
     torch.manual_seed(1)
@@ -390,13 +397,16 @@ def test_progress(capsys):
     [
         ({"sampler": "fast"}, r"one of \['cached', 'naive', 'semi_parallel'\], got 'fast'"),
         ({"num_images": 0}, "num_images must be at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must not be negative, got -1.0"),
+        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 0.0}, "top_p must be greater than 0 and at most 1, got 0.0"),
         ({"class_labels": torch.tensor([0, 1])}, "num_classes=None"),
         ({"known": (torch.zeros(2, 2, 3, 5), torch.zeros(2, 2, 3, 5))}, "must be boolean"),
         ({"known": (torch.zeros(3, 2, 3, 5), torch.ones(2, 2, 3, 5) > 0)}, r"known input_ids \(3, 2, 3, 5\)"),
         ({"known": (torch.zeros(2, 2, 3, 5), torch.ones(3, 5) > 0)}, r"known mask \(3, 5\) must broadcast"),
+        ({"known": (torch.zeros(2, 2, 3, 5), torch.ones(2, 2, 3, 5) > 0)}, "integers from 0 to 4, got torch.float32"),
+        ({"known": (torch.zeros(1, 1, 0, 5).long(), torch.ones(1, 1, 0, 5) > 0)}, "at least 1 cell"),
         ({"known": (torch.full((2, 2, 3, 5), 5), torch.ones(2, 2, 3, 5) > 0)}, "from 0 to 4, got 5 to 5"),
     ],
 )

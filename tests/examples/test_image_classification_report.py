@@ -66,9 +66,9 @@ def test_attention_received_fits_the_model():
     assert [tuple(received.shape) for received in maps] == [(2, 3, 5), (2, 3, 5)]
 
 
-@pytest.mark.parametrize("reversible", [False, True])
-def test_silenced_cells_learn_nothing_of_each_other(reversible):
-    model = make_model(reversible=reversible)
+@pytest.mark.parametrize("overrides", [{}, {"reversible": True}, {"num_inducing_points": [None, 2]}], ids=str)
+def test_silenced_cells_learn_nothing_of_each_other(overrides):
+    model = make_model(**overrides)
     pixel_values = torch.rand(2, 1, 6, 10)
     changed = pixel_values.clone()
     changed[:, :, :2, :2] += 1  # the first patch
@@ -114,6 +114,15 @@ def test_figure(tmp_path, number, errors):
         colours = picture.convert("RGB").getcolors(2**24)
     assert len(colours) > 50
     assert any(red > 200 and green < 60 and blue < 60 for _, (red, green, blue) in colours) == (errors > 0)
+
+
+@pytest.mark.parametrize("size, overrides", [((10, 4), {}), ((6, 10), {"num_inducing_points": [None, 2]})], ids=str)
+def test_figure_of_other_models(tmp_path, size, overrides):
+    """Pictures of another size than the native one; a model with inducing points has no maps of cells to draw."""
+    labels = torch.arange(5) % 4
+    dataset = TensorDataset(torch.rand(5, 1, *size), labels)
+    draw_predictions(tmp_path / "figure.png", make_model(**overrides), dataset, labels, labels, ["a", "b", "c", "d"])
+    assert (tmp_path / "figure.png").stat().st_size > 0
 
 
 def test_model_card(tmp_path):
