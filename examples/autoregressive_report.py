@@ -54,7 +54,9 @@ def draw_tiles(path: Path, panels: dict[str, np.ndarray]) -> None:
     figure.savefig(path, dpi=100)
 
 
-def draw_samples(path: Path, model: AxialForCausalImageModeling, generator: torch.Generator) -> torch.Tensor:
+def draw_samples(
+    path: Path, model: AxialForCausalImageModeling, generator: torch.Generator, guidance_scale: float = 1.0
+) -> torch.Tensor:
     """Draws pictures of the model at temperature 1: a row for each class, or 4 rows. Returns them."""
     config = model.config
     clips = len(config.image_size) == 3
@@ -63,14 +65,20 @@ def draw_samples(path: Path, model: AxialForCausalImageModeling, generator: torc
     if config.num_classes:
         labels = torch.arange(config.num_classes, device=model.device).repeat_interleave(columns)
     num_images = 4 * columns if labels is None else len(labels)
-    drawn = model.generate(num_images, class_labels=labels, generator=generator)
+    drawn = model.generate(
+        num_images, class_labels=labels, generator=generator, guidance_scale=guidance_scale, show_progress=True
+    )
     title = "drawn by the model" + (", a row for each class" if config.num_classes else "")
     draw_tiles(path, {title: tile(to_levels(drawn, config.vocab_size), columns)})
     return drawn
 
 
 def draw_completions(
-    path: Path, model: AxialForCausalImageModeling, dataset: Dataset, generator: torch.Generator
+    path: Path,
+    model: AxialForCausalImageModeling,
+    dataset: Dataset,
+    generator: torch.Generator,
+    guidance_scale: float = 1.0,
 ) -> None:
     """Draws how the model goes on from the first half (top, or earlier frames) of pictures spread over `dataset`."""
     rows, columns = (4, 1) if len(model.config.image_size) == 3 else (6, 2)
@@ -80,7 +88,12 @@ def draw_completions(
     known = torch.zeros_like(original, dtype=torch.bool)
     known[:, :, : original.shape[2] // 2] = True
     drawn = model.generate(
-        len(original), class_labels=batch.get("class_labels"), known=(original, known), generator=generator
+        len(original),
+        class_labels=batch.get("class_labels"),
+        known=(original, known),
+        generator=generator,
+        guidance_scale=guidance_scale,
+        show_progress=True,
     )
     panels = {"given": torch.where(known, original, 0), "drawn by the model": drawn, "original": original}
     draw_tiles(
@@ -91,7 +104,11 @@ def draw_completions(
 
 @torch.no_grad()
 def recognised_share(
-    model: AxialForCausalImageModeling, classifier: str, num_images: int, generator: torch.Generator
+    model: AxialForCausalImageModeling,
+    classifier: str,
+    num_images: int,
+    generator: torch.Generator,
+    guidance_scale: float = 1.0,
 ) -> float:
     """
     The share of pictures, drawn at temperature 1 for each class in turn, that a classifier takes for what they are to
@@ -100,7 +117,13 @@ def recognised_share(
     judge = AutoModelForImageClassification.from_pretrained(classifier).eval()
     processor = AutoImageProcessor.from_pretrained(classifier)
     labels = torch.arange(num_images) % model.config.num_classes
-    drawn = model.generate(num_images, class_labels=labels.to(model.device), generator=generator)
+    drawn = model.generate(
+        num_images,
+        class_labels=labels.to(model.device),
+        generator=generator,
+        guidance_scale=guidance_scale,
+        show_progress=True,
+    )
     pictures = to_levels(drawn, model.config.vocab_size)
     pictures = [picture[..., 0] if picture.shape[-1] == 1 else picture for picture in pictures]
     predicted = judge(**processor(pictures, return_tensors="pt")).logits.argmax(-1)

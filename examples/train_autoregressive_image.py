@@ -57,12 +57,17 @@ class DataArguments:
         None, "Checkpoint of a classifier, which at the end judges pictures drawn for each class."
     )
     num_classified: int = described(500, "So many pictures.")
+    guidance_scale: float = described(
+        1.0, "Pictures drawn for a class are guided so much, by a model that has class_dropout_prob."
+    )
 
     def __post_init__(self):
         for name in ("config_name", "dataset_name"):
             if getattr(self, name) is None:
                 raise ValueError(f"--{name} is missing; the recipes in configuration/training have it")
         check_positive(self, "num_classified")
+        if self.guidance_scale < 1:
+            raise ValueError(f"guidance_scale must be at least 1, got {self.guidance_scale}")
 
 
 @dataclass
@@ -88,6 +93,11 @@ def main() -> None:
     config = load_preset(arguments.config_name)
     if not isinstance(config, AxialDecoderConfig):
         raise ValueError(f"{arguments.config_name} is no model that generates: it has model_type={config.model_type!r}")
+    if arguments.guidance_scale > 1 and not config.class_dropout_prob:
+        raise ValueError(
+            f"guidance_scale={arguments.guidance_scale} needs a model with class_dropout_prob above 0; "
+            f"{arguments.config_name} has none"
+        )
     if arguments.classifier is not None:
         num_labels = AutoConfig.from_pretrained(arguments.classifier).num_labels
         if num_labels != config.num_classes:
@@ -131,14 +141,16 @@ def main() -> None:
         model.save_pretrained(output_dir)
         print(f"{measured:.4f} bits per dimension on {len(data.held_out)} held-out examples: {data.name}")
         generator = seeded_generator(training.seed)
-        draw_samples(output_dir / "samples.png", model, generator)
-        draw_completions(output_dir / "completions.png", model, data.held_out, generator)
+        draw_samples(output_dir / "samples.png", model, generator, arguments.guidance_scale)
+        draw_completions(output_dir / "completions.png", model, data.held_out, generator, arguments.guidance_scale)
         others = {}
         if arguments.classifier is not None:
-            share = recognised_share(model, arguments.classifier, arguments.num_classified, generator)
-            what = f"of {arguments.num_classified} pictures drawn at temperature 1, recognised by a classifier"
-            others[what] = f"{share:.1%}"
-            print(f"{share:7.2%}  {what}")
+            for scale in sorted({1.0, arguments.guidance_scale}):
+                share = recognised_share(model, arguments.classifier, arguments.num_classified, generator, scale)
+                guided = f" with guidance_scale={scale:g}" if scale > 1 else ""
+                what = f"of {arguments.num_classified} pictures drawn at temperature 1{guided}, recognised"
+                others[what] = f"{share:.1%}"
+                print(f"{share:7.2%}  {what}")
         write_model_card(output_dir, data, measured, len(data.held_out), others, run_arguments.hub_model_id)
         if run_arguments.push_to_hub:
             push_to_hub(

@@ -57,6 +57,9 @@ class AxialDecoderConfig(StrictConfig):
             slowest axis of the grid, and a training step learns all channels.
         num_classes (`int`, *optional*):
             Classes that pictures are conditioned on; none if not given.
+        class_dropout_prob (`float`, defaults to 0.0):
+            Share of training pictures whose class is hidden. Above 0, the model has one more class, `num_classes`, for
+            pictures of an unknown one, and `generate` can be guided by the difference (classifier-free guidance).
         num_condition_channels (`int`, defaults to 0):
             Channels of a picture on the same grid to condition on (low resolution, grey, ...); 0 for none.
         hidden_act (`str`, defaults to `"quick_gelu"`):
@@ -85,6 +88,7 @@ class AxialDecoderConfig(StrictConfig):
     num_exterior_layers: int = positive_int(default=4)
     channel_order: Literal["slices", "nested"] = "slices"
     num_classes: int | None = positive_int(default=None)
+    class_dropout_prob: float | int = probability(default=0.0)
     num_condition_channels: int = count(default=0)
     hidden_act: str = activation_name(default="quick_gelu")
     feed_forward: Literal["mlp", "gated_mlp"] = "mlp"
@@ -114,6 +118,11 @@ class AxialDecoderConfig(StrictConfig):
         return (self.num_channels, *self.image_size) if nested else tuple(self.image_size)
 
     @property
+    def num_class_embeddings(self) -> int:
+        """Classes and, where training hides some, one for those."""
+        return (self.num_classes or 0) + (self.class_dropout_prob > 0)
+
+    @property
     def num_exterior_channels(self) -> int:
         """Channels that the exterior encoder reads: the condition, and for `"slices"` values and channel numbers."""
         return self.num_condition_channels + (2 * self.num_channels if self.num_grids > 1 else 0)
@@ -123,6 +132,8 @@ class AxialDecoderConfig(StrictConfig):
         if getattr(self, "is_heterogeneous", False):  # not in every transformers that we support
             raise ValueError("per_layer_config cannot be used: the blocks of a decoder are alike.")
         super().validate_architecture()
+        if self.class_dropout_prob and self.num_classes is None:
+            raise ValueError(f"class_dropout_prob={self.class_dropout_prob} needs num_classes, which is None.")
         if self.head_dim is None:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="

@@ -131,7 +131,9 @@ class AxialForCausalImageModeling(CodeCarryingModel):
     def __init__(self, config: AxialDecoderConfig):
         super().__init__(config)
         self.token_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.class_embeddings = nn.Embedding(config.num_classes, config.hidden_size) if config.num_classes else None
+        self.class_embeddings = (
+            nn.Embedding(config.num_class_embeddings, config.hidden_size) if config.num_classes else None
+        )
         self.position_embeddings = LearnedPositionEmbedding(
             config  # pyrefly: ignore[bad-argument-type]  its hidden_size and grid_shape are read
         )
@@ -172,11 +174,13 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         """Scores `input_ids` themselves; there are no labels beside them.
 
         In training mode with `channel_order="slices"` the loss is that of one channel of each picture, drawn from
-        torch's own random state: unbiased, but noisy. In eval mode it is exact over all channels and nothing is drawn.
+        torch's own random state: unbiased, but noisy. So are the classes that `class_dropout_prob` hides. In eval mode
+        the loss is exact over all channels and nothing is drawn.
 
         Args:
             input_ids: integers `(B, C, *grid)` from 0 to `vocab_size - 1`; the grid may differ from the native one.
-            class_labels: integers `(B,)`, for a model with `num_classes`.
+            class_labels: integers `(B,)`, for a model with `num_classes`; with `class_dropout_prob`, `num_classes`
+                stands for an unknown class.
             condition: floats `(B, num_condition_channels, *grid)`, for a model with `num_condition_channels`; any
                 scale, about -1 to 1 is best.
 
@@ -185,6 +189,9 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         """
         self._check_inputs(input_ids, class_labels, condition)
         grids = self._split_grids(input_ids)
+        if self.training and self.config.class_dropout_prob > 0:
+            hidden = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
+            class_labels = torch.where(hidden, self.config.num_classes, class_labels)
         if self.training and self.config.num_grids > 1:
             # Drawn here, outside of everything that may run again in backward.
             channel = torch.randint(self.config.num_grids, input_ids.shape[:1], device=input_ids.device)
@@ -222,6 +229,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | None = None,
         sampler: str = "cached",
         show_progress: bool = False,
@@ -245,6 +253,10 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             temperature: flattens (above 1) or sharpens (below 1) the distribution; 0 takes the likeliest value.
             top_k: draws from the so many likeliest values only.
             top_p: draws from the fewest likeliest values that together have this probability.
+            guidance_scale: above 1, draws what is more typical of its class: from the logits
+                unknown + guidance_scale · (class - unknown), those of an unknown class and of the class given, for
+                twice the work (classifier-free guidance, Ho and Salimans 2022, arXiv 2207.12598). Needs
+                `class_dropout_prob`.
             generator: where the noise comes from; torch's own random state if not given.
             sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
                 once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
@@ -262,10 +274,19 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         image_shape = [max(lengths) for lengths in zip(*given, strict=False)] or self.config.image_size
         shape = (num_images, self.config.num_channels, *image_shape)
         values = Known(known, shape, self.config.vocab_size, self.device)
-        input_ids = values.input_ids
+        input_ids, mask = values.input_ids, values.mask
         self._check_inputs(input_ids, class_labels, condition)
-        grids, known_grids = self._split_grids(input_ids), self._split_grids(values.mask)
-        draw = Draw(self.config.vocab_size, temperature, top_k, top_p, generator, input_ids.numel(), show_progress)
+        draw = Draw(
+            self.config.vocab_size, temperature, top_k, top_p, guidance_scale, generator, mask.numel(), show_progress
+        )
+        if draw.is_guided:
+            if not self.config.class_dropout_prob:
+                raise ValueError(f"guidance_scale={guidance_scale} needs a model with class_dropout_prob above 0.")
+            # Each picture twice, the second time of an unknown class; both get what is drawn.
+            input_ids, mask = (torch.cat((states, states)) for states in (input_ids, mask))
+            class_labels = torch.cat((class_labels, torch.full_like(class_labels, self.config.num_classes)))
+            condition = None if condition is None else torch.cat((condition, condition))
+        grids, known_grids = self._split_grids(input_ids), self._split_grids(mask)
 
         training_modules = [module for module in self.modules() if module.training]
         self.eval()  # dropout would make the samplers disagree, and the distribution another
@@ -278,7 +299,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             draw.progress.close()
             for module in training_modules:
                 module.training = True
-        return input_ids
+        return input_ids[:num_images]
 
     # The parts of the model, in the order in which data flow through them; the samplers call them one by one.
 
@@ -362,7 +383,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         if class_labels is not None and tuple(class_labels.shape) != shape[:1]:
             raise ValueError(f"class_labels must have shape {shape[:1]}, got {tuple(class_labels.shape)}.")
         if class_labels is not None:
-            _check_range("class_labels", class_labels, config.num_classes)
+            _check_range("class_labels", class_labels, config.num_class_embeddings)
         expected = (shape[0], config.num_condition_channels, *shape[2:])
         if (condition is None) != (config.num_condition_channels == 0):
             raise ValueError(

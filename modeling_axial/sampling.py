@@ -91,7 +91,10 @@ class Known:
 
 
 class Draw:
-    """Draws the values of one line after the other, in place; known values stay, but use up their noise as well."""
+    """Draws the values of one line after the other, in place; known values stay, but use up their noise as well.
+
+    Guided, it is given every picture twice, in the two halves of the batch, and draws once for both.
+    """
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class Draw:
         temperature: float,
         top_k: int | None,
         top_p: float | None,
+        guidance_scale: float,
         generator: torch.Generator | None,
         num_values: int,
         show_progress: bool,
@@ -113,6 +117,10 @@ class Draw:
         self.temperature = temperature
         self.warpers = [] if top_k is None else [TopKLogitsWarper(top_k)]
         self.warpers += [] if top_p is None else [TopPLogitsWarper(top_p)]
+        if not guidance_scale >= 1:
+            raise ValueError(f"guidance_scale must be at least 1, got {guidance_scale}.")
+        self.guidance_scale = guidance_scale
+        self.is_guided = guidance_scale > 1
         self.generator = generator
         self.progress = logging.tqdm(total=num_values, disable=not show_progress)
 
@@ -123,25 +131,30 @@ class Draw:
         # some 2 ** 24 different draws; where the generator is, so that a seed means the same on every device.
         device = tokens.device if self.generator is None else self.generator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        noise = torch.empty(*self.tokens.shape, self.vocab_size, dtype=dtype, device=device)
+        num_images = len(self.tokens) // (1 + self.is_guided)
+        noise = torch.empty(num_images, self.tokens.shape[1], self.vocab_size, dtype=dtype, device=device)
         self.noise = noise.exponential_(generator=self.generator).log_().neg_().to(tokens.device)
         self.any_known = bool(self.known.any())
         if self.any_known and self.known.all():
-            self.progress.update(self.tokens.numel())
+            self.progress.update(num_images * self.tokens.shape[1])
             return False
         return True
 
     def __call__(self, position: int, logits: torch.Tensor) -> None:
         """Draws the values at one position of the line from logits (B, vocab_size)."""
         scores = logits.to(self.noise.dtype)
+        if self.is_guided:
+            with_class, without = scores.chunk(2)
+            scores = without + self.guidance_scale * (with_class - without)
         if self.temperature > 0:
             scores = scores if self.temperature == 1 else scores / self.temperature
             for warper in self.warpers:
                 scores = warper(None, scores)  # pyrefly: ignore[bad-argument-type]  it does not read the tokens
             scores = scores + self.noise[:, position]
         tokens, drawn = self.tokens[:, position], scores.argmax(-1)
+        self.progress.update(len(drawn))
+        drawn = torch.cat((drawn, drawn)) if self.is_guided else drawn
         tokens.copy_(torch.where(self.known[:, position], tokens, drawn) if self.any_known else drawn)
-        self.progress.update(len(tokens))
 
 
 def sample_naive(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:

@@ -59,7 +59,11 @@ WRONG_FIELDS = [
     *({"num_condition_channels": value} for value in (-1, "1", None)),
     *({"channel_order": value} for value in ("interleaved", None)),
     *({"feed_forward": value} for value in ("convolution", None)),
-    *({name: value} for name in ("hidden_dropout_prob", "attention_probs_dropout_prob") for value in (-0.1, 1.0)),
+    *(
+        {name: value}
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "class_dropout_prob")
+        for value in (-0.1, 1.0)
+    ),
     *({"layer_norm_eps": value} for value in (0, -1e-5)),
     {"hidden_act": "gelo"},
     {"reversible": "yes"},
@@ -71,6 +75,13 @@ def test_wrong_values_are_named(fields):
     (name,) = fields
     with pytest.raises(StrictDataclassError, match=name):
         AxialDecoderConfig(**fields)
+
+
+def test_only_classes_can_be_hidden():
+    with pytest.raises(StrictDataclassError, match="class_dropout_prob=0.1 needs num_classes, which is None"):
+        AxialDecoderConfig(class_dropout_prob=0.1)
+    assert AxialDecoderConfig(num_classes=10, class_dropout_prob=0.1).num_class_embeddings == 11
+    assert AxialDecoderConfig(num_classes=10).num_class_embeddings == 10
 
 
 def test_width_of_heads_must_be_known():

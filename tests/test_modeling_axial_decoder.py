@@ -290,6 +290,24 @@ def test_nothing_is_drawn_where_all_channels_are_learnt(overrides):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@orders
+def test_training_hides_some_classes(channel_order):
+    model = make_model(num_classes=3, class_dropout_prob=0.25, num_channels=1, channel_order=channel_order)
+    inputs = make_inputs(model.config, batch=400)
+    seen = []
+    model.class_embeddings.register_forward_hook(lambda module, labels, output: seen.append(labels[0]))
+    expected = model(**inputs).loss  # evaluation hides none
+    torch.testing.assert_close(-model.train().log_prob(**inputs).mean() / 15, expected)
+    torch.manual_seed(3)
+    loss = model(**inputs).loss
+    assert all(torch.equal(labels, inputs["class_labels"]) for labels in seen[:2])
+    hidden = seen[2] == 3
+    assert torch.equal(seen[2][~hidden], inputs["class_labels"][~hidden])
+    assert 0.17 < hidden.double().mean() < 0.33
+    torch.testing.assert_close(model.eval()(**inputs | {"class_labels": seen[2]}).loss, loss)
+    assert not torch.equal(loss, expected)
+
+
 def test_evaluation_draws_nothing():
     model = make_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     state = torch.get_rng_state()
@@ -510,6 +528,11 @@ def test_no_pictures_have_no_probabilities(overrides):
         ({}, {"input_ids": -torch.eye(5)[:3].expand(2, 2, 3, 5).long()}, "input_ids must be from 0 to 4, got -1 to 0"),
         ({}, {"class_labels": torch.tensor([0, 1])}, "num_classes=None"),
         ({"num_classes": 3}, {"class_labels": torch.tensor([0, 3])}, "class_labels must be from 0 to 2, got 0 to 3"),
+        (
+            {"num_classes": 3, "class_dropout_prob": 0.1},
+            {"class_labels": torch.tensor([3, 4])},
+            "class_labels must be from 0 to 3, got 3 to 4",
+        ),
         ({"num_classes": 3}, {"class_labels": None}, "num_classes=3, class_labels=None"),
         ({"num_classes": 3}, {"class_labels": torch.tensor([1])}, r"shape \(2,\), got \(1,\)"),
         ({}, {"condition": torch.zeros(2, 1, 3, 5)}, "num_condition_channels=0, condition is given"),

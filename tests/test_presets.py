@@ -24,7 +24,7 @@ PINS = {
     "axial_volume_small": (35_711_616, 36_666_605_568),
     "colour_autoregressive": (439_232, 1_498_300_416),
     "digits": (202_560, 20_070_400),
-    "digits_autoregressive": (433_792, 680_787_968),
+    "digits_autoregressive": (433_856, 680_787_968),
     "video_autoregressive": (382_960, 1_774_891_008),
 }
 

@@ -282,6 +282,37 @@ def test_class_and_condition_change_the_samples(channel_order):
 
 
 @orders
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_guidance_moves_the_logits_away_from_those_of_an_unknown_class(sampler, channel_order):
+    model = make_model(channel_order=channel_order, num_classes=3, class_dropout_prob=0.1, num_condition_channels=1)
+    options = conditions(model, num_images=3)
+    mask = torch.rand(3, 2, 3, 5, generator=torch.Generator().manual_seed(1)) < 0.2
+    known = (torch.full((3, 2, 3, 5), 4), mask)
+    pictures = sample(model, 3, guidance_scale=2.5, known=known, sampler=sampler, **options)
+    assert pictures.shape == (3, 2, 3, 5) and (pictures[mask] == 4).all()
+    with torch.no_grad():
+        with_class = model(pictures, **options).logits
+        without = model(pictures, **options | {"class_labels": torch.full((3,), 3)}).logits
+    scores = without + 2.5 * (with_class - without) + line_noise(pictures.shape, 5)
+    assert torch.equal(scores.argmax(-1)[~mask], pictures[~mask])
+    assert not torch.equal(sample(model, 3, known=known, sampler=sampler, **options), pictures)
+
+
+@pytest.mark.parametrize(
+    ("class_dropout_prob", "guidance_scale", "message"),
+    [
+        (0.0, 2.0, "guidance_scale=2.0 needs a model with class_dropout_prob above 0"),
+        (0.1, 0.5, "guidance_scale must be at least 1, got 0.5"),
+        (0.1, float("nan"), "guidance_scale must be at least 1, got nan"),
+    ],
+)
+def test_guidance_that_is_impossible(class_dropout_prob, guidance_scale, message):
+    model = make_model(num_classes=3, class_dropout_prob=class_dropout_prob)
+    with pytest.raises(ValueError, match=message):
+        sample(model, guidance_scale=guidance_scale, **conditions(model))
+
+
+@orders
 def test_later_channels_never_change_earlier_ones(channel_order):
     model = make_model(num_channels=3, channel_order=channel_order, vocab_size=11)
     free = sample(model)

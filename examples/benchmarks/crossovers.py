@@ -6,22 +6,20 @@ From which size on is it cheaper to attend along axes, and through inducing poin
 Two tables and a plot. First, on square grids: one layer of sequential axial attention (both axes, so that every cell
 reaches every other) against one layer of full attention over all cells. Second, on one axis: induced set attention with
 32 points against full attention along that axis. Both sides are this package's modules on PyTorch's fused attention,
-eager, float32, batch 1 and 128 channels in 4 heads; they alternate in one process, and ratios are medians of pairs.
-Memory is what a forward and backward pass adds to the peak resident memory of a fresh process.
+eager, float32, batch 1 and 128 channels in 4 heads; they alternate in one process, and ratios are medians of pairs of
+CPU seconds of one thread. Memory is what a training step adds to the peak resident memory of a fresh process.
 """
 
 import argparse
 import datetime
-import json
-import statistics
+import functools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import matplotlib
 import torch
-from measuring import processor
+from matplotlib.figure import Figure
+from measuring import compare, cpu_seconds, peak_growth, processor
 from tqdm.auto import tqdm
 
 from modeling_axial import AxialConfig, AxialSelfAttention, InducedAxialAttention
@@ -34,7 +32,10 @@ CHANNELS = 128
 
 
 def make_side(name: str, size: int) -> tuple[torch.nn.Module, torch.Tensor]:
-    """A module and its input: "axial" and "full" on a grid of size x size, "induced" and "line" on an axis of size."""
+    """
+    A module and its input: "axial" and "full" on a grid of size x size, "induced" and "line" (full attention along
+    it) on an axis of that size.
+    """
     torch.manual_seed(0)
     num_axes = 2 if name == "axial" else 1
     config = AxialConfig(
@@ -61,126 +62,96 @@ def training_step(module: torch.nn.Module, inputs: torch.Tensor) -> None:
     module(inputs).square().sum().backward()
 
 
-def seconds(run, module: torch.nn.Module, inputs: torch.Tensor) -> float:
-    start = time.perf_counter()
-    run(module, inputs)
-    return time.perf_counter() - start
-
-
-def median_ratio(numerator: str, denominator: str, size: int, run, pairs: int) -> tuple[float, float, float]:
-    """(seconds of the numerator, seconds of the denominator, their ratio), medians over alternating pairs."""
-    sides = make_side(numerator, size), make_side(denominator, size)
-    for side in sides:
-        run(*side)  # warm up
-    measured = [[seconds(run, *side) for side in sides] for _ in range(pairs)]
-    return (
-        statistics.median(first for first, _ in measured),
-        statistics.median(second for _, second in measured),
-        statistics.median(first / second for first, second in measured),
-    )
+PASSES = {"forward": forward, "training step": training_step}
 
 
 def added_memory(name: str, size: int) -> float:
     """MiB that one training step adds to the peak resident memory, in a fresh process."""
     command = [sys.executable, __file__, "--measure-memory", name, str(size)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure_memory(name: str, size: int) -> None:
-    training_step(*make_side(name, 8))  # what PyTorch keeps for itself
-    side = make_side(name, size)
-    before = peak_memory()
-    training_step(*side)
-    print(peak_memory() - before)
+def measure_memory(name: str, size: int) -> float:
+    return peak_growth(functools.partial(training_step, *make_side(name, size)))
 
 
-def peak_memory() -> float:
-    """MiB of the largest resident memory so far. Linux only; ru_maxrss would count that of the parent process, too."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def compare(numerator: str, denominator: str, sizes: tuple[int, ...], pairs: int) -> list[dict]:
+def measure(cheap: str, full: str, sizes: list[int], pairs: int) -> list[dict]:
+    """One row for each size: {"size", and for each pass (seconds of full, of cheap, their ratio), "memory": (...)}."""
     rows = []
-    for size in tqdm(sizes, desc=f"{numerator} against {denominator}"):
+    for size in tqdm(sizes, desc=f"{cheap} against {full}"):
         row = {"size": size}
-        for run in (forward, training_step):
-            first, second, ratio = median_ratio(numerator, denominator, size, run, pairs)
-            row |= {f"{run.__name__} {numerator}": first, f"{run.__name__} {denominator}": second}
-            row[f"{run.__name__} ratio"] = ratio
-        row["memory " + numerator], row["memory " + denominator] = (
-            added_memory(name, size) for name in (numerator, denominator)
-        )
+        for name, run in PASSES.items():
+            runs = tuple(functools.partial(run, *make_side(side, size)) for side in (full, cheap))
+            for each in runs:
+                each()  # warm up
+            row[name] = compare(runs, cpu_seconds, pairs)
+        row["memory"] = added_memory(full, size), added_memory(cheap, size)
         rows.append(row)
     return rows
 
 
-def as_table(rows: list[dict], first: str, second: str, heading: str) -> str:
+def as_table(rows: list[dict], cheap: str, heading: str) -> str:
     lines = [
-        f"| {heading} | forward {second} / {first} | training step {second} / {first} | "
-        f"forward {first}, ms | training step {first}, ms | memory {first}, MiB | memory {second}, MiB |",
-        "|---|---|---|---|---|---|---|",
+        f"| {heading} | forward, full / {cheap} | training step, full / {cheap} | forward, ms: full, {cheap} | "
+        f"training step, ms: full, {cheap} | memory, MiB: full, {cheap} |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
+        (full, ours, ratio), (full_step, our_step, step_ratio) = (row[name] for name in PASSES)
         lines.append(
-            f"| {row['size']} | {row['forward ratio']:.2f} | {row['training_step ratio']:.2f} | "
-            f"{1000 * row[f'forward {first}']:.2f} | {1000 * row[f'training_step {first}']:.2f} | "
-            f"{row[f'memory {first}']:.1f} | {row[f'memory {second}']:.1f} |"
+            f"| {row['size']} | **{ratio:.2f}** | **{step_ratio:.2f}** | {1000 * full:.2f}, {1000 * ours:.2f} | "
+            f"{1000 * full_step:.2f}, {1000 * our_step:.2f} | {row['memory'][0]:.1f}, {row['memory'][1]:.1f} |"
         )
     return "\n".join(lines)
 
 
 def plot(path: Path, axial: list[dict], induced: list[dict]) -> None:
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for panel, rows, title, label in (
-        (panels[0], axial, "full over axial attention", "cells along a side of the square grid"),
-        (panels[1], induced, f"full over induced attention ({NUM_POINTS} points)", "length of the axis"),
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for panel, rows, title, label in zip(
+        figure.subplots(1, 2),
+        (axial, induced),
+        ("axial attention", f"induced attention, {NUM_POINTS} points"),
+        ("cells along a side of the square grid", "length of the axis"),
+        strict=True,
     ):
         sizes = [row["size"] for row in rows]
-        for run in ("forward", "training_step"):
-            panel.plot(sizes, [row[f"{run} ratio"] for row in rows], marker="o", label=run.replace("_", " "))
+        for name in PASSES:
+            panel.plot(sizes, [row[name][2] for row in rows], marker="o", label=f"time, {name}")
+        panel.plot(sizes, [row["memory"][0] / row["memory"][1] for row in rows], "k--", label="memory, training step")
         panel.axhline(1, color="grey", linewidth=1)
-        panel.set(title=title, xlabel=label, ylabel="times slower", xscale="log", yscale="log")
-        panel.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        panel.set(title=title, xlabel=label, ylabel="full attention takes so many times more")
+        panel.set(xscale="log", yscale="log")
+        panel.set_xticks(sizes, [str(size) for size in sizes])
         panel.minorticks_off()
         panel.legend()
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="folder for the report and the plot")
+    parser.add_argument("--output", type=Path, help="folder for the report and the plot; printed without")
     parser.add_argument("--pairs", type=int, default=7, help="alternating pairs of measurements")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--largest", type=int, help="leave out larger sizes")
+    parser.add_argument("--largest", type=int, default=max(LENGTHS), help="leave out larger sizes")
     parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.measure_memory:
-        return measure_memory(arguments.measure_memory[0], int(arguments.measure_memory[1]))
-
-    def kept(sizes):
-        return tuple(size for size in sizes if arguments.largest is None or size <= arguments.largest)
-
-    axial = compare("full", "axial", kept(SIDES), arguments.pairs)
-    induced = compare("line", "induced", kept(LENGTHS), arguments.pairs)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.measure_memory:
+        return print(measure_memory(options.measure_memory[0], int(options.measure_memory[1])))
+    axial = measure("axial", "full", [side for side in SIDES if side <= options.largest], options.pairs)
+    induced = measure("induced", "line", [length for length in LENGTHS if length <= options.largest], options.pairs)
     report = (
-        f"# Crossovers\n\nPyTorch {torch.__version__}, {processor()}, "
-        f"{arguments.threads} thread(s), {datetime.date.today()}: "
-        f"`python {' '.join(['examples/benchmarks/crossovers.py', *sys.argv[1:]])}`\n\n"
-        f"## Axial against full attention, square grids\n\n{as_table(axial, 'axial', 'full', 'side')}\n\n"
-        f"## Induced ({NUM_POINTS} points) against full attention, one axis\n\n"
-        f"{as_table(induced, 'induced', 'line', 'length')}\n"
+        f"{processor()}, PyTorch {torch.__version__}, {datetime.date.today()}, CPU seconds of one thread, eager, "
+        f"{options.pairs} pairs: `python {' '.join(['examples/benchmarks/crossovers.py', *arguments])}`\n\n"
+        f"Axial against full attention, square grids:\n\n{as_table(axial, 'axial', 'side')}\n\n"
+        f"Induced attention ({NUM_POINTS} points) against full attention, one axis:\n\n"
+        f"{as_table(induced, 'induced', 'length')}\n"
     )
     print(report)
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / "crossovers.md").write_text(report, encoding="utf-8")
-        plot(arguments.output / "crossovers.png", axial, induced)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "crossovers.md").write_text(report, encoding="utf-8")
+        plot(options.output / "crossovers.png", axial, induced)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -25,7 +25,8 @@ from tests.examples.test_train_image_classification_distributed import launch
 SCRIPT = ROOT / "examples" / "train_autoregressive_image.py"
 SMALL = {"model_type": "axial_decoder", "hidden_size": 8, "num_attention_heads": 2, "hidden_dropout_prob": 0.1}
 SMALL |= {"num_outer_layers": 1, "num_inner_layers": 1, "num_exterior_layers": 1}
-DIGITS = {**SMALL, "image_size": [28, 28], "num_channels": 1, "vocab_size": 4, "num_classes": 10}
+DIGITS = {**SMALL, "image_size": [28, 28], "num_channels": 1, "vocab_size": 4}
+DIGITS |= {"num_classes": 10, "class_dropout_prob": 0.1}
 
 
 def train(*arguments, kill_at=None):
@@ -146,8 +147,11 @@ def test_digits_are_drawn_by_class_and_judged(tmp_path, run_python):
         *("--num_classified=10", "--max_train_steps=1"),
     )
     assert exit_code == 0, printed
-    (share,) = re.findall(r"^ *([\d.]+)%  of 10 pictures", printed, re.MULTILINE)
-    assert f"| {float(share):.1f}% |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    shares = re.findall(r"^ *([\d.]+)%  (of 10 pictures .*)$", printed, re.MULTILINE)
+    assert ["guidance_scale=2" in what for _, what in shares] == [False, True]
+    for share, what in shares:
+        assert f"| {what} | {float(share):.1f}% |" in card
     code = "import torch\nfrom transformers import AutoModelForCausalLM\n" + printed.splitlines()[-1]
     code += "\nprint(tuple(model.generate(2, class_labels=torch.tensor([3, 7])).shape))"
     assert run_python(code).stdout.splitlines()[-1] == "(2, 1, 28, 28)"
@@ -203,6 +207,11 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest():
         (["--config_name=digits_autoregressive", "--dataset_name=digits", "--ema_decay=1"], "ema_decay"),
         (["--config_name=digits_autoregressive", "--dataset_name=digits", "--augment_shift=-1"], "augment_shift"),
         (["--config_name=digits_autoregressive", "--dataset_name=digits", "--num_classified=0"], "num_classified"),
+        (["--config_name=digits_autoregressive", "--dataset_name=digits", "--guidance_scale=0"], "guidance_scale"),
+        (
+            ["--config_name=colour_autoregressive", "--dataset_name=photographs", "--guidance_scale=2"],
+            "needs a model with class_dropout_prob",
+        ),
     ],
 )
 def test_bad_arguments(monkeypatch, tmp_path, arguments, words):
