@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub import HfApi
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
@@ -191,7 +192,7 @@ class TrainingRun:
             also_saved: objects with `state_dict` and `load_state_dict` that checkpoints hold as well.
 
         Raises:
-            `FloatingPointError`: for a loss that is not finite.
+            `FloatingPointError`: for a loss that is not finite, and instead of saving weights that are not.
             `SystemExit`: with STOPPED_EXIT_CODE, when SIGTERM has asked to stop and a checkpoint is saved.
         """
         training, run, accelerator, sampler = self.training, self.run, self.accelerator, self.sampler
@@ -271,6 +272,10 @@ class TrainingRun:
                             f"the loss of step {step} is {mean_loss}; the checkpoints before it are kept"
                         )
                     progress.set_postfix(loss=f"{mean_loss:.4f}")
+                if save and not math.isfinite(largest := float(get_total_norm(model.parameters(), math.inf))):
+                    raise FloatingPointError(  # a finite loss may have a gradient that is not
+                        f"the largest weight after step {step} is {largest}; the checkpoints before it are kept"
+                    )
                 if step % run.logging_steps == 0:
                     report(loss=mean_loss, learning_rate=schedules[0].get_last_lr()[0], grad_norm=float(grad_norm))
                 step_loss.zero_()

@@ -13,9 +13,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load, load_file
 
 from tests.conftest import ROOT
+from tests.examples.test_train_image_classification import SCRIPT, make_inputs
 from tests.hub import LoopbackHub
 from tests.test_repository import project_files
 
@@ -258,11 +261,33 @@ def test_a_trained_model_has_a_card_whose_lines_open_it(hub, run_python, tmp_pat
     (result,) = card.data.eval_results
     assert (card.data.license, card.data.library_name, card.data.metrics) == ("mit", "transformers", ["accuracy"])
     assert result.metric_value == 0.75 and {"axial-attention", "image-classification"} <= set(card.data.tags)
+    assert "`trust_remote_code=True` runs the Python files" in card.text
     code = re.search(r"```python\n(.*?)```", card.text, flags=re.DOTALL)[1]
     assert code.count(f'from_pretrained("user/trained", revision="{uploaded}", trust_remote_code=True)') == 2
     assert repository.commits[uploaded]["model.safetensors"] == repository.commits[carded]["model.safetensors"]
     done = run_python(code + "print(type(model).__module__)", env=hub.server.environment(tmp_path))
     assert done.stdout.split() == [f"transformers_modules.user.trained.{uploaded}.modeling_axial_heads"]
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_model_on_the_hub(hub, tmp_path):
+    """Its weights, not its code: that on main stops whoever runs it."""
+    inputs = make_inputs(tmp_path)
+    arguments = {"train_dir": inputs / "train", "validation_dir": inputs / "validation", "output_dir": tmp_path / "run"}
+    arguments |= {"model_name_or_path": "user/classifier", "max_train_steps": 1, "ignore_mismatched_sizes": True}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--freeze_backbone", *(f"--{name}={value}" for name, value in arguments.items())],
+        env=os.environ | hub.server.environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pushed = hub.server.repositories["user/classifier"].commits[hub.commits["first"]]["model.safetensors"].content
+    before, after = load(pushed), load_file(tmp_path / "run" / "model.safetensors")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 REFUSALS = """

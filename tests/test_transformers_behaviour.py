@@ -107,6 +107,15 @@ def test_tuple_and_dictionary_hold_the_same(model_class, variant):
     assert next(iter(inspect.signature(model.forward).parameters)) == model.main_input_name == "pixel_values"
 
 
+@model_classes
+def test_chosen_states_alone_are_kept(model_class):
+    model = make_model(model_class)
+    every = model(pixels(), output_hidden_states=True).hidden_states
+    first, middle, last = model(pixels(), output_hidden_states=[0, -1]).hidden_states
+    assert middle is None
+    assert_same((first, last), (every[0], every[2]))
+
+
 @variants
 @model_classes
 def test_first_state_and_maps_retain_gradients(model_class, variant):
@@ -194,6 +203,18 @@ def test_mismatched_shapes_are_drawn_anew(tmp_path):
     assert 0 < model.classifier.weight.abs().max() < 0.05 and not model.classifier.bias.any()
     assert 0 < model.axial.embeddings.position_embeddings.axis_0.abs().max() < 0.05
     assert model(torch.randn(2, 1, 14, 6), labels=torch.tensor([0, 4])).logits.shape == (2, 5)
+
+
+@variants
+@model_classes
+def test_loading_under_a_default_device(model_class, variant, tmp_path):
+    model = make_model(model_class, variant)
+    model.save_pretrained(tmp_path)
+    with torch.device("cpu"):
+        loaded = model_class.from_pretrained(tmp_path)
+    assert_same(loaded(pixels()), model(pixels()), rtol=1e-4, atol=1e-4)
+    with torch.device("meta"), pytest.raises(RuntimeError, match="meta device"):
+        model_class.from_pretrained(tmp_path)
 
 
 @model_classes
@@ -336,6 +357,8 @@ def test_image_processor_keywords():
     for pictures, count in ((picture, 1), ([picture, picture], 2), (torch.stack([picture] * 3), 3)):
         assert processor(pictures, return_tensors="pt").pixel_values.shape == (count, 1, 5, 7)
         assert processor.preprocess(pictures, return_tensors="np").pixel_values.shape == (count, 1, 5, 7)
+    inputs = processor(picture, return_tensors="pt")
+    assert inputs.to("cpu", torch.bfloat16).pixel_values.dtype == torch.bfloat16
 
 
 # ---- several processes ----

@@ -138,6 +138,10 @@ def pictures_arguments(inputs, output_dir):
     return [f"--{name}={value}" for name, value in arguments.items()]
 
 
+def without(arguments, *names):
+    return [argument for argument in arguments if argument.removeprefix("--").partition("=")[0] not in names]
+
+
 ARGUMENTS = {"digits": digits_arguments, "pictures": pictures_arguments}
 
 
@@ -298,7 +302,7 @@ def test_a_damaged_checkpoint_is_stepped_over(unbroken, inputs, tmp_path):
 
 def test_fine_tuning_with_other_classes(unbroken, inputs, tmp_path):
     arguments = [
-        *(argument for argument in pictures_arguments(inputs, tmp_path / "run") if "config_name" not in argument),
+        *without(pictures_arguments(inputs, tmp_path / "run"), "config_name"),
         f"--model_name_or_path={unbroken['digits'][0]}",
         "--max_train_steps=1",
     ]
@@ -312,12 +316,28 @@ def test_fine_tuning_with_other_classes(unbroken, inputs, tmp_path):
 
 def test_a_frozen_backbone_stays_and_the_classifier_learns(unbroken, inputs, tmp_path):
     start = unbroken["pictures"][0]
-    arguments = [argument for argument in pictures_arguments(inputs, tmp_path / "run") if "config_name" not in argument]
+    arguments = without(pictures_arguments(inputs, tmp_path / "run"), "config_name")
     exit_code, printed = train(*arguments, f"--model_name_or_path={start}", "--freeze_backbone", "--max_train_steps=1")
     assert exit_code == 0, printed
     before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_fine_tuning_this_repository_on_a_folder_of_datasets(inputs, tmp_path):
+    for part in ("train", "validation"):
+        shutil.copytree(inputs / part, tmp_path / "pictures" / part)
+    arguments = [
+        *without(pictures_arguments(inputs, tmp_path / "run"), "config_name", "train_dir", "validation_dir"),
+        f"--dataset_name={tmp_path / 'pictures'}",
+        f"--model_name_or_path={ROOT}",
+        *("--ignore_mismatched_sizes", "--freeze_backbone", "--max_train_steps=1"),
+    ]
+    exit_code, printed = train(*arguments)
+    assert exit_code == 0 and "on 7 pictures kept out of training" in printed, printed
+    ours, tuned = (load_file(folder / "model.safetensors") for folder in (ROOT, tmp_path / "run"))
+    changed = {name for name in ours if not torch.equal(ours[name], tuned[name])}
+    assert changed == {"classifier.weight", "classifier.bias"} and tuned["classifier.bias"].shape == (3,)
 
 
 def test_accumulated_batches_count_as_one(inputs, tmp_path):
@@ -358,15 +378,16 @@ def test_every_picture_counts_the_same(inputs, tmp_path):
     assert epochs @ [6, 6, 6, 2] / 20 == pytest.approx(epochs[0] @ [6, 6, 6, 2] / 20, rel=1e-5)
 
 
-def test_a_recipe_and_bf16(inputs, tmp_path):
+def test_a_recipe_and_bf16(unbroken, inputs, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"config_name: {inputs / 'pictures.json'}\nnum_train_epochs: 1\nmixed_precision: bf16\n")
-    arguments = [
-        a for a in pictures_arguments(inputs, tmp_path / "run") if "config_name" not in a and "epochs" not in a
-    ]
+    arguments = without(pictures_arguments(inputs, tmp_path / "run"), "config_name", "num_train_epochs")
     exit_code, printed = train(recipe, *arguments)
     assert exit_code == 0, printed
-    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 4]
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    in_float32 = read_metrics(unbroken["pictures"][0] / "metrics.jsonl")[0]["loss"]
+    assert 1e-6 < abs(lines[0]["loss"] / in_float32 - 1) < 2e-2  # of the same weights and pictures
 
 
 def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
@@ -459,3 +480,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoints(inputs
     )
     newest = checkpoints.newest_valid_checkpoint(tmp_path / "run")
     assert all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(inputs, tmp_path):
+    """The loss of a step is computed before its weights are: it is finite here."""
+    arguments = [*pictures_arguments(inputs, tmp_path / "run"), "--checkpointing_steps=1", "--max_grad_norm=nan"]
+    exit_code, printed = train(*arguments)
+    assert exit_code == 1 and "the largest weight after step 1 is nan" in printed, printed
+    assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -4,32 +4,41 @@ import subprocess
 import sys
 
 import pytest
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import prepare_multi_gpu_env
 
+from configuration import load_preset
+from modeling_axial import AxialModel
+from modeling_axial.axial_layer import AxialLayer
 from modeling_axial.training import read_metrics
 from tests.conftest import ROOT
-from tests.examples.test_train_image_classification import SCRIPT, assert_same_run, inputs, pictures_arguments, train
+from tests.examples.test_train_image_classification import (
+    SCRIPT,
+    assert_same_run,
+    inputs,
+    pictures_arguments,
+    train,
+    without,
+)
 
 __all__ = ["inputs"]  # a fixture
-
-TWO_PROCESSES = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"),
-    f"--config_file={ROOT / 'configuration' / 'accelerate' / 'two_cpu_processes.yaml'}",
-]
-
 
 LONGER = ["--num_train_epochs=8"]  # two steps each
 
 
-def without(arguments, *names):
-    return [argument for argument in arguments if argument.removeprefix("--").partition("=")[0] not in names]
+def accelerate_launch(config, *options):
+    path = ROOT / "configuration" / "accelerate" / f"{config}.yaml"
+    return [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={path}", *options]
 
 
-def launch(script, arguments):
+TWO_PROCESSES = accelerate_launch("two_cpu_processes", "--main_process_port=0")
+
+
+def launch(script, arguments, launcher=TWO_PROCESSES):
     """(exit code, all that was printed)"""
-    done = subprocess.run(
-        [*TWO_PROCESSES, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    done = subprocess.run([*launcher, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 
@@ -102,6 +111,26 @@ def test_sigterm_to_one_process_stops_and_saves_both(unbroken, inputs, tmp_path)
     assert_same_run(folder, unbroken)
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_torchrun_makes_the_same_run(unbroken, inputs, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    exit_code, printed = launch(SCRIPT, [*pictures_arguments(inputs, tmp_path / "run"), *LONGER], torchrun)
+    assert exit_code == 0, printed
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+@pytest.mark.slow
+def test_bf16_is_taken_from_accelerate_launch(inputs, tmp_path):
+    launcher = accelerate_launch("one_cpu", "--mixed_precision=bf16")
+    losses = []
+    for name, run in {"float32": train, "bf16": lambda *arguments: launch(SCRIPT, arguments, launcher)}.items():
+        exit_code, printed = run(*pictures_arguments(inputs, tmp_path / name), "--max_train_steps=1")
+        assert exit_code == 0, printed
+        losses.append(read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"])
+    assert 1e-6 < abs(losses[1] / losses[0] - 1) < 2e-2
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configuration" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
 def test_launch_configurations_are_read(path):
     config = load_config_from_file(str(path))
@@ -114,3 +143,15 @@ def test_launch_configurations_are_read(path):
     assert (config.distributed_type.value, config.num_processes) == expected[path.stem]
     assert path.stem != "fsdp2" or config.fsdp_config["fsdp_version"] == 2
     assert path.stem in ("one_cpu", "two_cpu_processes") or "Not run yet" in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configuration" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_launch_configurations_pass_the_checks_of_the_launcher(path, monkeypatch):
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args([f"--config_file={path}", "script.py"]))
+    assert arguments.mixed_precision == ("bf16" if path.stem in ("multi_gpu", "fsdp2") else "no")
+    if path.stem == "fsdp2":
+        for name, value in prepare_multi_gpu_env(arguments).items():
+            monkeypatch.setenv(name, value)
+        plugin = FullyShardedDataParallelPlugin()
+        plugin.set_auto_wrap_policy(AxialModel(load_preset("digits")))
+        assert plugin.fsdp_version == 2 and plugin.auto_wrap_policy.keywords == {"transformer_layer_cls": {AxialLayer}}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -465,6 +466,41 @@ def test_a_restored_state_continues_bit_for_bit(tmp_path, training):
     assert load_state(accelerator, tmp_path / "checkpoint-1") == 1
     assert [step() for _ in range(5)] == losses
     assert all(torch.equal(parameter, other) for parameter, other in zip(parameters, expected, strict=True))
+
+
+def limited_save(training, folder, limit, at_the_limit):
+    """Saves step 2 in a fork that cannot write more than `limit` bytes into a file. Its status, as of `os.waitpid`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, at_the_limit)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            save_state(training[0], folder, 2, total_limit=1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_write_that_fails_or_is_killed_half_way_keeps_the_old_state(tmp_path, training):
+    """In the middle of every file that Accelerate writes, and of the manifest."""
+    accelerator, step, _ = training
+    step()
+    save_state(accelerator, tmp_path, 1)
+    sizes = {path.stat().st_size for path in (tmp_path / "checkpoint-1").iterdir()}
+    limits = {limit for size in sizes for limit in (0, size // 100, size // 2, size * 99 // 100)}
+    assert len(limits) > 8
+    for limit in sorted(limits):
+        status = limited_save(training, tmp_path, limit, signal.SIG_IGN)  # the write fails, as on a full disk
+        assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1, limit
+        assert newest_valid_checkpoint(tmp_path).name == "checkpoint-1"
+        status = limited_save(training, tmp_path, limit, signal.SIG_DFL)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXFSZ, limit
+        assert newest_valid_checkpoint(tmp_path).name == "checkpoint-1"
+    assert limited_save(training, tmp_path, max(sizes) + 10_000, signal.SIG_DFL) == 0
+    assert os.listdir(tmp_path) == ["checkpoint-2"] and load_state(accelerator, tmp_path / "checkpoint-2") == 2
 
 
 def test_old_states_are_removed(tmp_path, training):
