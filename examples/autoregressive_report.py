@@ -131,7 +131,12 @@ def recognised_share(
 
 
 def write_model_card(
-    output_dir: Path, data, bits_per_dim: float, num_held_out: int, measured: dict[str, str], hub_model_id: str | None
+    output_dir: Path,
+    data,
+    bits_per_dim: float,
+    measured: dict[str, str],
+    guidance_scale: float,
+    hub_model_id: str | None,
 ) -> None:
     """Writes `README.md`: the data, bits per dimension on what was held out, what else was measured, and the use."""
     name = hub_model_id or output_dir.resolve().name
@@ -152,7 +157,7 @@ def write_model_card(
         model_name=name,
         eval_results=[result],
     )
-    rows = {f"bits per dimension on {num_held_out} held-out examples": f"{bits_per_dim:.4f}"} | measured
+    rows = {f"bits per dimension on {len(data.held_out)} held-out examples": f"{bits_per_dim:.4f}"} | measured
     table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
     text = f"""---
 {card_data.to_yaml()}
@@ -175,7 +180,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 {loading_line(name)}
-pictures = model.generate({generate_arguments(data)})  # integers (pictures, channels, *grid)
+pictures = model.generate({generate_arguments(data, guidance_scale)})  # integers (pictures, channels, *grid)
 ```
 
 `trust_remote_code=True` runs the Python files that come with the model. Read them first, and pin the version that you
@@ -184,11 +189,10 @@ have read with `revision="<commit>"`.
     ModelCard(text).save(output_dir / "README.md")
 
 
-def generate_arguments(data) -> str:
+def generate_arguments(data, guidance_scale: float) -> str:
     """Of the call in the model card."""
-    if data.held_out.class_labels is None:
-        return "num_images=4"
-    return "num_images=4, class_labels=torch.tensor([0, 1, 2, 3])"
+    classes = "" if data.held_out.class_labels is None else ", class_labels=torch.tensor([0, 1, 2, 3])"
+    return f"num_images=4{classes}" + (f", guidance_scale={guidance_scale:g}" if guidance_scale > 1 else "")
 
 
 def loading_line(checkpoint: str) -> str:

@@ -151,7 +151,9 @@ def main() -> None:
                 what = f"of {arguments.num_classified} pictures drawn at temperature 1{guided}, recognised"
                 others[what] = f"{share:.1%}"
                 print(f"{share:7.2%}  {what}")
-        write_model_card(output_dir, data, measured, len(data.held_out), others, run_arguments.hub_model_id)
+        write_model_card(
+            output_dir, data, measured, others, arguments.guidance_scale, hub_model_id=run_arguments.hub_model_id
+        )
         if run_arguments.push_to_hub:
             push_to_hub(
                 output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train an autoregressive model"

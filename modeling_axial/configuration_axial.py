@@ -310,7 +310,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
         return tuple(pixels // patch for pixels, patch in zip(self.image_shape, self.patch_shape, strict=True))
 
     @property
-    def base_model_tp_plan(self) -> dict[str, str]:
+    def base_model_tp_plan(self) -> dict[str, str]:  # pyrefly: ignore[bad-override]  it depends on the fields
         """How tensor parallelism splits the layers: attention by heads, the feed-forward by its inner width."""
         attention = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
         parts = [""] if None in self.inducing_points else []

@@ -123,6 +123,11 @@ class AxialDecoderConfig(StrictConfig):
         return (self.num_classes or 0) + (self.class_dropout_prob > 0)
 
     @property
+    def unknown_class(self) -> int:
+        """The label of pictures whose class is hidden: `num_classes`."""
+        return self.num_class_embeddings - 1
+
+    @property
     def num_exterior_channels(self) -> int:
         """Channels that the exterior encoder reads: the condition, and for `"slices"` values and channel numbers."""
         return self.num_condition_channels + (2 * self.num_channels if self.num_grids > 1 else 0)

@@ -189,9 +189,9 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         """
         self._check_inputs(input_ids, class_labels, condition)
         grids = self._split_grids(input_ids)
-        if self.training and self.config.class_dropout_prob > 0:
+        if self.training and class_labels is not None and self.config.class_dropout_prob > 0:
             hidden = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
-            class_labels = torch.where(hidden, self.config.num_classes, class_labels)
+            class_labels = class_labels.masked_fill(hidden, self.config.unknown_class)
         if self.training and self.config.num_grids > 1:
             # Drawn here, outside of everything that may run again in backward.
             channel = torch.randint(self.config.num_grids, input_ids.shape[:1], device=input_ids.device)
@@ -280,11 +280,11 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             self.config.vocab_size, temperature, top_k, top_p, guidance_scale, generator, mask.numel(), show_progress
         )
         if draw.is_guided:
-            if not self.config.class_dropout_prob:
+            if class_labels is None or not self.config.class_dropout_prob:
                 raise ValueError(f"guidance_scale={guidance_scale} needs a model with class_dropout_prob above 0.")
             # Each picture twice, the second time of an unknown class; both get what is drawn.
             input_ids, mask = (torch.cat((states, states)) for states in (input_ids, mask))
-            class_labels = torch.cat((class_labels, torch.full_like(class_labels, self.config.num_classes)))
+            class_labels = torch.cat((class_labels, torch.full_like(class_labels, self.config.unknown_class)))
             condition = None if condition is None else torch.cat((condition, condition))
         grids, known_grids = self._split_grids(input_ids), self._split_grids(mask)
 
@@ -317,7 +317,9 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         """
         batch_size, num_channels, *image_shape = input_ids.shape
         grid_shape = self._split_grids(input_ids).shape[2:]
-        cells = self.token_embeddings.weight.new_zeros(batch_size, *grid_shape, self.config.hidden_size)
+        # Not on the device of the weight, which is "meta" where it is offloaded.
+        options = {"dtype": self.token_embeddings.weight.dtype, "device": input_ids.device}
+        cells = torch.zeros(batch_size, *grid_shape, self.config.hidden_size, **options)
         classes, one_cell = None, [1] * len(image_shape)
         if self.class_embeddings is not None:
             classes = self.class_embeddings(class_labels).view(batch_size, *one_cell, self.config.hidden_size)
