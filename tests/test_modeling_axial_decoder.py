@@ -601,6 +601,18 @@ def test_checkpoint_opens_where_the_package_is_not_installed(run_python, tmp_pat
         assert auto_map == AxialForCausalImageModeling.code_auto_map
 
 
+@orders
+def test_weights_offloaded_to_disk(channel_order, tmp_path):
+    model = make_model(channel_order=channel_order)
+    inputs = make_inputs(model.config)
+    model.save_pretrained(tmp_path)
+    offloaded = AxialForCausalImageModeling.from_pretrained(
+        tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
+    torch.testing.assert_close(offloaded(**inputs).logits, model(**inputs).logits, rtol=1e-12, atol=1e-12)
+
+
 def test_saved_and_loaded_with_the_package(tmp_path):
     model = make_model(dtype=torch.float32)
     model.save_pretrained(tmp_path)

@@ -145,6 +145,19 @@ def test_a_data_set_without_what_is_needed_is_named(folders, tmp_path):
         HubPictures(str(tmp_path), label_column="kind")
 
 
+def test_a_data_set_whose_labels_are_kept_secret_is_named(tmp_path):
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as Picture
+
+    features = Features({"image": Picture(), "label": ClassLabel(names=["cat", "dog"])})
+    for split, labels in (("train", [0, 1]), ("test", [-1, 1, None])):
+        pictures = [Image.new("L", (5, 4))] * len(labels)
+        rows = Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+        rows.to_parquet(str(tmp_path / f"{split}.parquet"))
+    with pytest.raises(ValueError, match="2 pictures in split 'test' .* have no label"):
+        HubPictures(str(tmp_path))
+
+
 # Augmentation
 
 
