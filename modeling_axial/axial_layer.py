@@ -8,11 +8,15 @@ from functools import reduce
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from .attention import AxialSelfAttention
 from .configuration_axial import AxialConfig
 from .feed_forward import FEED_FORWARD_CLASSES
+from .reversible import OneStream, RebuiltTwoStream, TwoStream
 from .set_attention import InducedAxialAttention
+
+logger = logging.get_logger(__name__)
 
 
 def make_axes(config: AxialConfig) -> nn.ModuleList:
@@ -111,6 +115,29 @@ class ResidualPair(GradientCheckpointingLayer):
         if len(streams) == 1:
             return streams[0]
         return executor.leave(*streams) if output_hidden_states else None, *streams
+
+
+def run_layers(
+    layers: nn.ModuleList, executor_class: type[OneStream] | type[TwoStream], hidden_states: torch.Tensor, **kwargs
+) -> torch.Tensor:
+    """(B, *grid, hidden_size) through a chain of `ResidualPair`s, which get `kwargs`; the same shape out.
+
+    `executor_class`: of `reversible.py`. Where layers are checkpointed, `TwoStream` stands in for `RebuiltTwoStream`:
+    checkpointing keeps the streams between the layers, so that nothing is left to rebuild.
+    """
+    checkpointed = any(layer.gradient_checkpointing and layer.training for layer in layers)
+    if executor_class is RebuiltTwoStream and checkpointed:
+        logger.warning_once(
+            "Gradient checkpointing stores the streams between all layers. Without it a reversible model rebuilds them "
+            "and needs less memory."
+        )
+        executor_class = TwoStream
+    executor = executor_class()
+    streams = executor.enter(hidden_states)
+    for layer in layers:
+        output = layer(*streams, executor=executor, **kwargs)
+        streams = output[1:] if isinstance(output, tuple) else (output,)
+    return executor.leave(*streams)
 
 
 class AxialLayer(ResidualPair):

@@ -5,20 +5,18 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring, logging
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import AxialAttentionCore
-from .axial_layer import AxialLayer
+from .axial_layer import AxialLayer, run_layers
 from .configuration_axial import AxialConfig
 from .patch_embeddings import AxialPatchEmbeddings
 from .position_embeddings import LearnedPositionEmbedding, RotaryPositionEmbedding
 from .remote_code import CodeCarryingModel
-from .reversible import OneStream, RebuiltTwoStream, TwoStream, in_full_under_autocast
+from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
 from .set_attention import AttentionPooling, InducedAxialAttention
-
-logger = logging.get_logger(__name__)
 
 # Every class that a checkpoint of this model type opens with, and the file that defines it.
 AUTO_MAP = {
@@ -140,33 +138,19 @@ class AxialModel(AxialPreTrainedModel):
         output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
 
-        executor = self._make_executor()
-        streams = executor.enter(hidden_states)
-        for layer in self.layers:
-            output = layer(
-                *streams,
-                executor=executor,
-                output_hidden_states=bool(output_hidden_states),
-                mask=mask,
-                rotations=rotations,
-                output_attentions=bool(output_attentions),
-            )
-            streams = output[1:] if isinstance(output, tuple) else (output,)
-
-        last_hidden_state = self.norm(executor.leave(*streams))
+        hidden_states = run_layers(
+            self.layers,
+            self.executor_class,
+            hidden_states,
+            output_hidden_states=bool(output_hidden_states),
+            mask=mask,
+            rotations=rotations,
+            output_attentions=bool(output_attentions),
+        )
+        last_hidden_state = self.norm(hidden_states)
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state, pooler_output=self.pooler(last_hidden_state, mask)
         )
-
-    def _make_executor(self) -> OneStream | TwoStream:
-        checkpointed = self.training and any(layer.gradient_checkpointing for layer in self.layers)
-        if self.executor_class is RebuiltTwoStream and checkpointed:
-            logger.warning_once(
-                "Gradient checkpointing stores the streams between all layers. Without it a reversible model rebuilds "
-                "them and needs less memory."
-            )
-            return TwoStream()
-        return self.executor_class()
 
 
 def _grid_mask(attention_mask: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -23,11 +23,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .axial_layer import AxialBlock
+from .axial_layer import AxialBlock, run_layers
 from .configuration_axial_decoder import AxialDecoderConfig
 from .position_embeddings import LearnedPositionEmbedding
 from .remote_code import CodeCarryingModel
-from .reversible import OneStream, RebuiltTwoStream, TwoStream
+from .reversible import OneStream, RebuiltTwoStream
 from .sampling import SAMPLERS, Draw, Known, shift
 
 
@@ -61,15 +61,7 @@ class AxialStack(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, cache=None) -> torch.Tensor:
         """`cache`: as in `AxialSelfAttention`; `hidden_states` is then the next position along the causal axis."""
-        # Checkpointing keeps the streams between the blocks, so that nothing is left to rebuild.
-        checkpointing = self.training and any(block.gradient_checkpointing for block in self.blocks)
-        rebuild = self.executor_class is RebuiltTwoStream and not checkpointing
-        executor = self.executor_class() if rebuild or self.executor_class is OneStream else TwoStream()
-        streams = executor.enter(hidden_states)
-        for block in self.blocks:
-            output = block(*streams, executor=executor, cache=cache)
-            streams = output[1:] if isinstance(output, tuple) else (output,)
-        return executor.leave(*streams)
+        return run_layers(self.blocks, self.executor_class, hidden_states, cache=cache)
 
 
 class AxialExteriorEncoder(nn.Module):

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from modeling_axial import AxialConfig, OneStream, TwoStream
-from modeling_axial.axial_layer import AxialFeedForward, AxialLayer, SequentialAxialAttention, SummedAxialAttention
+from modeling_axial import AxialConfig, OneStream, RebuiltTwoStream, TwoStream
+from modeling_axial.axial_layer import (
+    AxialFeedForward,
+    AxialLayer,
+    SequentialAxialAttention,
+    SummedAxialAttention,
+    run_layers,
+)
 from modeling_axial.position_embeddings import RotaryPositionEmbedding
 
 GRIDS = [(7,), (5, 3), (2, 5, 3), (2, 3, 5, 7)]
@@ -169,6 +175,18 @@ def test_mean_is_made_only_when_asked_for():
         mean, *_ = layer(states(), states(seed=3), executor=executor, rotations=rotations, **kwargs)
         assert executor.times_left == times
         assert (mean is None) == (times == 0)
+
+
+def test_gradient_checkpointing_wins_over_rebuilding(monkeypatch):
+    warned, executors = [], []
+    monkeypatch.setattr("modeling_axial.axial_layer.logger.warning_once", warned.append)
+    layer, rotations = make_layer()
+    layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, lambda run, *streams: run(*streams)
+    layer.register_forward_pre_hook(lambda *call: executors.append(call[2]["executor"]), with_kwargs=True)
+    for training in (True, False):
+        run_layers(torch.nn.ModuleList([layer.train(training)]), RebuiltTwoStream, states(), rotations=rotations)
+    assert [type(executor) for executor in executors] == [TwoStream, RebuiltTwoStream]
+    assert len(warned) == 1 and "reversible" in warned[0]
 
 
 def test_executor_gets_one_pair_of_modules():

@@ -277,15 +277,6 @@ def test_rebuilding_saves_nothing_that_grows_with_depth():
     assert stored > 100_000 and rebuilt <= 0.05 * stored
 
 
-def test_gradient_checkpointing_wins_over_rebuilding(monkeypatch):
-    model = make_model(reversible=True).train()
-    model.gradient_checkpointing_enable()
-    warned = []
-    monkeypatch.setattr("modeling_axial.modeling_axial.logger.warning_once", warned.append)
-    assert type(model._make_executor()) is TwoStream and "reversible" in warned[0]
-    assert type(model.eval()._make_executor()) is RebuiltTwoStream
-
-
 @variants
 def test_bfloat16_autocast_keeps_the_residual_streams_in_float32(overrides):
     model = make_model(**overrides, dtype=torch.float32).train()
