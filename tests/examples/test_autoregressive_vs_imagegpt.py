@@ -3,9 +3,10 @@
 import math
 import sys
 
-import autoregressive_vs_imagegpt as benchmark
 import pytest
 import torch
+
+from examples.benchmarks import autoregressive_vs_imagegpt as benchmark
 
 SIDE = 5
 
