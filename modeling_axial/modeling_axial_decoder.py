@@ -390,8 +390,9 @@ class AxialForCausalImageModeling(CodeCarryingModel):
 
 
 def _check_range(name: str, values: torch.Tensor, end: int) -> None:
-    # Only where looking at values costs no wait for a device, and is no part of a graph.
-    if values.device.type != "cpu" or not values.numel() or torch.compiler.is_compiling():
+    # Only where there are values (fake tensors have none), and looking at them breaks no graph and no device waits.
+    plain = type(values) is torch.Tensor and values.device.type == "cpu" and values.numel() > 0
+    if not plain or torch.compiler.is_compiling():
         return
     least, largest = (value.item() for value in values.aminmax())
     if least < 0 or largest >= end:
