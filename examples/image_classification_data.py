@@ -154,6 +154,8 @@ class HubPictures:
             if without:  # as in test splits whose labels are kept secret
                 raise ValueError(f"{without} pictures in split {split!r} of data set {name} have no label")
         self.name = self.hub_id = name
+        if Path(name).is_dir():
+            self.name, self.hub_id = Path(name).resolve().name, PictureFolder.hub_id
         self.license = None  # only its page tells
         self.label_names = columns[label_column].names
         self._splits = splits["train"], splits[held_out]

@@ -128,6 +128,7 @@ def test_a_data_set_has_the_items_of_its_folders(folders, tmp_path):
     processor = AxialImageProcessor(size={"height": 4, "width": 5}, num_channels=1)
     ours, expected = HubPictures(str(tmp_path)), PictureFolder(train_dir, validation_dir)
     assert ours.label_names == expected.label_names == ["cat", "dog"]
+    assert (ours.name, ours.hub_id) == (tmp_path.name, "imagefolder")  # no path of this machine in a model card
     for split, expected_split in zip(ours.datasets(processor), expected.datasets(processor), strict=True):
         items, expected_items = ([data[index] for index in range(len(data))] for data in (split, expected_split))
         key = lambda item: item[0].mean().item()  # noqa: E731  the files may come in another order
