@@ -78,7 +78,8 @@ class AxialPositionalEmbedding(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_input(x, self.dim, self.emb_dim_index, len(self.axis_dims))
         for axis, axis_dim in enumerate(self.axis_dims):
-            table, length = self.get_parameter(f"param_{axis}"), x.shape[axis_dim]
+            # Not get_parameter, which refuses the plain tensors that functional_call puts in place of parameters.
+            table, length = getattr(self, f"param_{axis}"), x.shape[axis_dim]
             if length > table.shape[axis_dim]:
                 raise ValueError(
                     f"The input has {length} positions along axis {axis}, the positional table only "

@@ -26,7 +26,8 @@ class LearnedPositionEmbedding(nn.Module):
         """(B, *grid, hidden_size) -> the same shape, for any grid lengths."""
         grid_shape = hidden_states.shape[1:-1]
         for axis, length in enumerate(grid_shape):
-            table = resample_table(self.get_parameter(f"axis_{axis}"), length)
+            # Not get_parameter, which refuses the plain tensors that functional_call puts in place of parameters.
+            table = resample_table(getattr(self, f"axis_{axis}"), length)
             hidden_states = hidden_states + table.view(length, *[1] * (len(grid_shape) - axis - 1), -1)
         return hidden_states
 

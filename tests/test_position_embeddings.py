@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from modeling_axial import AxialConfig
+from modeling_axial import AxialConfig, AxialPositionalEmbedding
 from modeling_axial.position_embeddings import (
     LearnedPositionEmbedding,
     RotaryPositionEmbedding,
@@ -43,6 +43,20 @@ def cells(grid):
 
 
 # ---- learned tables ----
+
+
+@pytest.mark.parametrize("make", [lambda: learned((5, 3)), lambda: AxialPositionalEmbedding(12, (5, 3), -1).double()])
+def test_gradients_of_tables_given_to_a_functional_call(make):
+    module, hidden_states = make(), states(2, 5, 3, HEADS * HEAD_DIM)
+    tables = {name: table.detach() for name, table in module.named_parameters()}
+
+    def loss(tables):
+        return torch.func.functional_call(module, tables, hidden_states).square().sum()
+
+    found = torch.func.grad(loss)(tables)
+    module(hidden_states).square().sum().backward()
+    for name, table in module.named_parameters():
+        torch.testing.assert_close(found[name], table.grad)
 
 
 def linearly_resampled(table, length):
