@@ -19,14 +19,13 @@ Floating-point operations count what is executed, so the rebuilt activations of 
 import argparse
 import datetime
 import functools
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from unittest import mock
 
 import torch
-from measuring import compare, compare_on_both_clocks, cpu_seconds, peak_growth, processor, wall_seconds
+from measuring import added_memory, compare, compare_on_both_clocks, cpu_seconds, peak_growth, processor, wall_seconds
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,12 +78,6 @@ PASSES = {"forward": forward, "training step": training_step}
 
 
 # Memory
-
-
-def added_memory(package: str, case: str, pass_name: str, threads: int) -> float:
-    """MiB that one call adds to the peak resident memory, in a fresh process."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--measure-memory", package, case, pass_name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure_memory(package: str, case: str, pass_name: str) -> float:
@@ -193,7 +186,9 @@ def measure(case: str, pass_name: str, rate: float, options: argparse.Namespace)
     cells.append(f"{wall[0]:.3f}, {wall[1]:.3f}")
     if options.compile:
         return " | ".join([*cells, "-", "-", "-"])
-    memory = [added_memory(package, case, pass_name, options.threads) for package in ("seed", "ours")]
+    memory = [
+        added_memory(__file__, package, case, pass_name, "--threads", options.threads) for package in ("seed", "ours")
+    ]
     limit = count_operations(make("ours", case), x, run) / rate
     kernels = kernels_time(case, training=run is training_step)
     cells += [f"{memory[0]:.0f}, {memory[1]:.0f}", f"{cpu[1] / kernels:.2f}", f"{cpu[1] / limit:.2f}"]

@@ -24,14 +24,13 @@ import datetime
 import functools
 import itertools
 import math
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 import transformers
-from measuring import compare_on_both_clocks, peak_growth, processor
+from measuring import added_memory, compare_on_both_clocks, peak_growth, processor
 from torch.nn import functional as F
 from transformers import (
     DynamicCache,
@@ -207,12 +206,6 @@ class Learner:
             self.cpu += time.thread_time() - cpu
 
 
-def added_memory(name: str, side: int, batch_size: int, width: int) -> float:
-    """MiB that one training step adds to the peak resident memory, in a fresh process."""
-    command = [sys.executable, __file__, "--measure-memory", name, *map(str, (side, batch_size, width))]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def count_tokens(sampler: str, side: int) -> tuple[int, int]:
     """Tokens that pass (the outer level, the inner level) while one picture is drawn, counted in a model of no size."""
     config = AxialDecoderConfig(
@@ -262,7 +255,7 @@ TIMES = "peer / ours, CPU | peer / ours, wall | CPU, s: peer, ours | wall, s: pe
 def report_training(options: argparse.Namespace) -> str:
     lines = []
     for side, batch_size in options.sizes.items():
-        memory = {name: added_memory(name, side, batch_size, options.width) for name in MODELS}
+        memory = {name: added_memory(__file__, name, side, batch_size, options.width) for name in MODELS}
         ours = make_training_step("axial", side, batch_size, options.width)
         for name in PEERS:
             peer = make_training_step(name, side, batch_size, options.width)

@@ -13,13 +13,12 @@ CPU seconds of one thread. Memory is what a training step adds to the peak resid
 import argparse
 import datetime
 import functools
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from measuring import compare, cpu_seconds, peak_growth, processor
+from measuring import added_memory, compare, cpu_seconds, peak_growth, processor
 from tqdm.auto import tqdm
 
 from modeling_axial import AxialConfig, AxialSelfAttention, InducedAxialAttention
@@ -65,12 +64,6 @@ def training_step(module: torch.nn.Module, inputs: torch.Tensor) -> None:
 PASSES = {"forward": forward, "training step": training_step}
 
 
-def added_memory(name: str, size: int) -> float:
-    """MiB that one training step adds to the peak resident memory, in a fresh process."""
-    command = [sys.executable, __file__, "--measure-memory", name, str(size)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def measure_memory(name: str, size: int) -> float:
     return peak_growth(functools.partial(training_step, *make_side(name, size)))
 
@@ -85,7 +78,7 @@ def measure(cheap: str, full: str, sizes: list[int], pairs: int) -> list[dict]:
             for each in runs:
                 each()  # warm up
             row[name] = compare(runs, cpu_seconds, pairs)
-        row["memory"] = added_memory(full, size), added_memory(cheap, size)
+        row["memory"] = added_memory(__file__, full, size), added_memory(__file__, cheap, size)
         rows.append(row)
     return rows
 

@@ -2,6 +2,8 @@
 
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +58,12 @@ def peak_growth(run: Callable[[], object]) -> float:
     before = resident_memory("VmRSS")
     run()
     return resident_memory("VmHWM") - before
+
+
+def added_memory(script: str, *arguments: object) -> float:
+    """The `peak_growth` of a fresh process: it is what `script --measure-memory *arguments` prints."""
+    command = [sys.executable, script, "--measure-memory", *map(str, arguments)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def resident_memory(field: str) -> float:

@@ -46,10 +46,8 @@ sys.path.insert(0, str(ROOT))
 
 from modeling_axial.reversible import RebuiltTwoStream  # noqa: E402, the checkout need not be installed
 
-GRID, HIDDEN = (
-    (6, 5),
-    16,
-)  # the packages split the streams along the first grid axis, so all of f and g act on the others
+# The packages split the streams along the first grid axis, so all of f and g act on the others.
+GRID, HIDDEN = (6, 5), 16
 
 
 class Dropout(nn.Module):

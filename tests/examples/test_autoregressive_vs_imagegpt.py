@@ -120,7 +120,7 @@ def test_counts_of_tokens_follow_the_formulas():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_that_of_a_training_step():
-    assert 0 < benchmark.added_memory("GPT-2", side=7, batch_size=2, width=8) < 1000
+    assert 0 < benchmark.added_memory(benchmark.__file__, "GPT-2", 7, 2, 8) < 1000
 
 
 def test_report(monkeypatch, capsys):
