@@ -39,6 +39,7 @@ from training_run import (
     push_to_hub,
 )
 from transformers import AutoConfig
+from transformers.utils.logging import enable_progress_bar
 
 from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
 from modeling_axial.training import parse_arguments, seeded_generator
@@ -140,6 +141,7 @@ def main() -> None:
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
         print(f"{measured:.4f} bits per dimension on {len(data.held_out)} held-out examples: {data.name}")
+        enable_progress_bar()
         generator = seeded_generator(training.seed)
         draw_samples(output_dir / "samples.png", model, generator, arguments.guidance_scale)
         draw_completions(output_dir / "completions.png", model, data.held_out, generator, arguments.guidance_scale)
@@ -147,8 +149,8 @@ def main() -> None:
         if arguments.classifier is not None:
             for scale in sorted({1.0, arguments.guidance_scale}):
                 share = recognised_share(model, arguments.classifier, arguments.num_classified, generator, scale)
-                guided = f" with guidance_scale={scale:g}" if scale > 1 else ""
-                what = f"of {arguments.num_classified} pictures drawn at temperature 1{guided}, recognised"
+                how = "at temperature 1" + (f" with guidance_scale={scale:g}" if scale > 1 else "")
+                what = f"of {arguments.num_classified} pictures drawn {how}, recognised by a classifier"
                 others[what] = f"{share:.1%}"
                 print(f"{share:7.2%}  {what}")
         write_model_card(
