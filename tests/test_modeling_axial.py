@@ -354,8 +354,19 @@ def test_bad_pixels_are_refused(pixel_values, message):
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 5), (3, 5, 3), (2, 5, 3, 1)], ids=str)
 def test_bad_masks_are_refused(shape):
     model = make_model()
-    with pytest.raises(ValueError, match="attention_mask"):
-        model(pixels(model.config), attention_mask=torch.ones(shape))
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        model(pixels(model.config), attention_mask=torch.ones(shape, dtype=torch.bool))
+
+
+def test_additive_masks_are_refused_and_integers_taken():
+    model = make_model().eval()
+    pixel_values = pixels(model.config)
+    grid = model(pixel_values).last_hidden_state.shape[:-1]
+    mask = torch.rand(grid, generator=torch.Generator().manual_seed(0)) < 0.7
+    with pytest.raises(ValueError, match="attention_mask must be boolean or integers.*got torch.float64"):
+        model(pixel_values, attention_mask=torch.zeros(grid, dtype=torch.float64))
+    expected = model(pixel_values, attention_mask=mask).last_hidden_state
+    assert torch.equal(model(pixel_values, attention_mask=mask.long()).last_hidden_state, expected)
 
 
 def test_unknown_arguments_of_from_pretrained_are_refused(tmp_path):
