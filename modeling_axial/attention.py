@@ -273,7 +273,8 @@ class AxialAttentionProjections(nn.Module):
             mask: boolean over `key_value_states`, broadcastable to (B, *G); False cells are read by nobody.
             rotations: (cos, sin) of the rotary positions along each axis, as `RotaryPositionEmbedding` gives them.
             cache: where causal attention that is given one position after the other keeps keys and values: its
-                `append(attention, key, value)` returns those of all positions so far. Used if attention is causal.
+                `append(attention, key, value)` returns those of all positions so far, and a mask over them or None.
+                Used if attention is causal, which then has no other mask.
         """
         split_heads = (-1, self.head_dim)  # -1: tensor parallelism shards the heads
         query = self.q_proj(hidden_states).unflatten(-1, split_heads)
@@ -287,7 +288,7 @@ class AxialAttentionProjections(nn.Module):
             query = apply_rotary(query, *rotations[self.axis], self.axis)
             key = apply_rotary(key, *rotations[self.axis], self.axis)
         if cache is not None and self.core.is_causal:
-            key, value = cache.append(self, key, value)
+            key, value, mask = cache.append(self, key, value)
         output, _ = self.core(query, key, value, mask, output_attentions=output_attentions)
         return self.o_proj(output.flatten(-2))
 

@@ -252,6 +252,8 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             generator: where the noise comes from; torch's own random state if not given.
             sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
                 once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
+                `"compiled"`: as `"cached"`, the step of a pixel by compiled code. The first call for a number of
+                pictures waits for the compiler, for ten seconds and more.
             show_progress: shows a bar.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Exact samplers of the autoregressive Axial Transformer: three ways to the same pixels.
+"""Exact samplers of the autoregressive Axial Transformer: several ways to the same pixels.
 
 Each fills the values of one token grid in raster order. They differ in what they compute again:
 
@@ -6,6 +6,7 @@ Each fills the values of one token grid in raster order. They differ in what the
     naive            the whole grid, for every token        the whole grid, for every token
     semi_parallel    the whole grid, for every line         the whole line, for every token
     cached           each token once                        each token once
+    compiled         each token once                        each token once, by compiled code
 
 Lines run along the fastest axis. What a level gives at a cell depends on earlier cells only, so it never changes once
 these are filled: that is why `cached`, which keeps the keys and values of causal attention and goes on from there, is
@@ -16,7 +17,7 @@ for ties within the rounding of the logits.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -42,19 +43,51 @@ class LineCache:
         self.position = 0
         self._kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def append(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(
+        self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Keeps `key` and `value` (B, *grid, heads, head_dim), of length 1 along the axis, for this attention module.
 
-        Returns views of all that it was given on these lines, at positions 0 to `position`.
+        Returns views of all that it was given on these lines, at positions 0 to `position`, and no mask.
         """
         dim = self.axis + 1
-        if attention not in self._kept:
-            shape = (*key.shape[:dim], self.length, *key.shape[dim + 1 :])
-            self._kept[attention] = key.new_empty(shape), value.new_empty(shape)
-        keys, values = self._kept[attention]
+        keys, values = self._find(attention, key, value)
         keys.narrow(dim, self.position, 1).copy_(key)
         values.narrow(dim, self.position, 1).copy_(value)
-        return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1)
+        return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1), None
+
+    def _find(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if attention not in self._kept:
+            dim = self.axis + 1
+            shape = (*key.shape[:dim], self.length, *key.shape[dim + 1 :])
+            self._kept[attention] = key.new_zeros(shape), value.new_zeros(shape)
+        return self._kept[attention]
+
+
+class StaticLineCache(LineCache):
+    """As `LineCache`, for the fastest axis, in tensors whose shape is the same at every position, as compilers want."""
+
+    def __init__(self, axis: int, length: int, device: torch.device):
+        self._positions = torch.arange(length, device=device)
+        self._position = torch.zeros(1, dtype=torch.long, device=device)
+        super().__init__(axis, length)
+
+    @property
+    def position(self) -> int:
+        return int(self._position)
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._position.fill_(position)
+
+    def append(
+        self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Returns whole lines, and a mask of what has been given."""
+        keys, values = self._find(attention, key, value)
+        keys.index_copy_(self.axis + 1, self._position, key)
+        values.index_copy_(self.axis + 1, self._position, value)
+        return keys, values, self._positions <= self._position
 
 
 class Known:
@@ -180,8 +213,30 @@ def sample_semi_parallel(model, tokens: torch.Tensor, known: torch.Tensor, conte
 
 def sample_cached(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
     """As `sample_naive`, but each token passes each level once: outer levels slice by slice, the inner one by one."""
-    caches = [LineCache(axis, length) for axis, length in enumerate(tokens.shape[1:])]
+    inner_cache = LineCache(tokens.dim() - 2, tokens.shape[-1])
+    _sample_step_by_step(model, tokens, known, context, draw, inner_cache, model.run_inner_level)
+
+
+def sample_compiled(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
+    """As `sample_cached`, the step of the inner level compiled. What is drawn first waits for the compiler."""
+    inner_cache = StaticLineCache(tokens.dim() - 2, tokens.shape[-1], tokens.device)
+    first_cell = _at(context, (0,) * (tokens.dim() - 1))
+    model.run_inner_level(torch.zeros_like(first_cell), first_cell, cache=inner_cache)  # makes the tensors of the cache
+    step = torch.compile(model.run_inner_level, dynamic=False)
+    _sample_step_by_step(model, tokens, known, context, draw, inner_cache, step)
+
+
+def _sample_step_by_step(
+    model,
+    tokens: torch.Tensor,
+    known: torch.Tensor,
+    context: torch.Tensor,
+    draw: Draw,
+    inner_cache: LineCache,
+    run_inner_level: Callable,
+) -> None:
     fastest = tokens.dim() - 2
+    caches = [LineCache(axis, tokens.shape[axis + 1]) for axis in range(fastest)]
 
     def fill_slice(index: tuple[int, ...], context: torch.Tensor) -> None:
         """Fills the cells that begin with `index`, whose context is (B, 1, ..., 1, *other axes, hidden_size)."""
@@ -201,10 +256,10 @@ def sample_cached(model, tokens: torch.Tensor, known: torch.Tensor, context: tor
     def fill_line(line: tuple[int, ...], context: torch.Tensor) -> None:
         if not draw.start_line(tokens, known, line):
             return
-        previous = torch.zeros_like(context.narrow(fastest + 1, 0, 1))
+        previous = torch.zeros_like(context.narrow(fastest + 1, 0, 1), memory_format=torch.contiguous_format)
         for position in range(tokens.shape[-1]):
-            caches[fastest].position = position
-            logits = model.run_inner_level(previous, context.narrow(fastest + 1, position, 1), cache=caches[fastest])
+            inner_cache.position = position
+            logits = run_inner_level(previous, context.narrow(fastest + 1, position, 1), cache=inner_cache)
             draw(position, logits.flatten(1, -2)[:, 0])
             previous = model.token_embeddings(_at(tokens, (*line, position)))
 
@@ -223,4 +278,9 @@ def _at(states: torch.Tensor, index: tuple[int, ...]) -> torch.Tensor:
     return states
 
 
-SAMPLERS = {"naive": sample_naive, "semi_parallel": sample_semi_parallel, "cached": sample_cached}
+SAMPLERS = {
+    "naive": sample_naive,
+    "semi_parallel": sample_semi_parallel,
+    "cached": sample_cached,
+    "compiled": sample_compiled,
+}

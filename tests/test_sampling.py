@@ -1,4 +1,4 @@
-"""Three samplers, one picture: what they draw, from which noise, at which cost, and around which known values."""
+"""Several samplers, one picture: what they draw, from which noise, at which cost, and around which known values."""
 
 import itertools
 import math
@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
-from modeling_axial.sampling import SAMPLERS, Draw, LineCache
+from modeling_axial.sampling import SAMPLERS, Draw, LineCache, StaticLineCache
 from tests.test_modeling_axial_decoder import make_config, make_inputs, make_model, orders, redraw, variants
+
+EAGER = [name for name in SAMPLERS if name != "compiled"]
 
 
 def sample(model, num_images=2, seed=4, **options):
@@ -40,7 +42,7 @@ def test_samplers_draw_the_same_pixels(overrides):
 @pytest.mark.parametrize("image_size", [(5,), (1, 7), (7, 1), (2, 3, 4), (3, 2, 2, 3)], ids=str)
 def test_samplers_agree_on_any_number_of_axes(image_size, channel_order):
     model = make_model(image_size, channel_order=channel_order, vocab_size=7, num_outer_layers=2, num_inner_layers=2)
-    pictures = [sample(model, sampler=sampler) for sampler in SAMPLERS]
+    pictures = [sample(model, sampler=sampler) for sampler in EAGER]
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
 
 
@@ -49,7 +51,7 @@ def test_samplers_agree_on_any_number_of_axes(image_size, channel_order):
 def test_a_thousand_pixels_in_float64(gain, channel_order):
     """10 pictures of 2 x 7 x 8 values, at weights from ordinary to so large that one value decides all that follow."""
     model = make_model((7, 8), channel_order=channel_order, vocab_size=11, gain=gain, num_inner_layers=2)
-    pictures = [sample(model, 10, sampler=sampler) for sampler in SAMPLERS]
+    pictures = [sample(model, 10, sampler=sampler) for sampler in EAGER]
     assert pictures[0].numel() >= 1000
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
 
@@ -58,7 +60,7 @@ def test_a_thousand_pixels_in_float64(gain, channel_order):
 def test_a_thousand_pixels_in_float32(channel_order):
     """Equal, or apart from where the two likeliest values were within rounding of each other."""
     model = make_model((7, 8), dtype=torch.float32, channel_order=channel_order, vocab_size=11, num_inner_layers=2)
-    naive, *others = (sample(model, 10, sampler=sampler) for sampler in SAMPLERS)
+    naive, *others = (sample(model, 10, sampler=sampler) for sampler in EAGER)
     noise = line_noise(naive.shape, 11)
     with torch.no_grad():
         scores = model(naive).logits.double() + noise
@@ -120,8 +122,8 @@ def forget_outer_cache(monkeypatch):
     append = LineCache.append
 
     def forgetful(self, attention, key, value):
-        keys, values = append(self, attention, key, value)
-        return (key, value) if self.axis == 0 else (keys, values)
+        keys, values, _ = append(self, attention, key, value)
+        return (key, value, None) if self.axis == 0 else (keys, values, None)
 
     monkeypatch.setattr(LineCache, "append", forgetful)
 
@@ -130,8 +132,8 @@ def forget_inner_cache(monkeypatch):
     append = LineCache.append
 
     def forgetful(self, attention, key, value):
-        keys, values = append(self, attention, key, value)
-        return (key, value) if self.axis == 1 else (keys, values)
+        keys, values, _ = append(self, attention, key, value)
+        return (key, value, None) if self.axis == 1 else (keys, values, None)
 
     monkeypatch.setattr(LineCache, "append", forgetful)
 
@@ -140,9 +142,9 @@ def read_one_too_few(monkeypatch):
     append = LineCache.append
 
     def short(self, attention, key, value):
-        keys, values = append(self, attention, key, value)
+        keys, values, _ = append(self, attention, key, value)
         length = max(1, self.position)
-        return keys.narrow(self.axis + 1, 0, length), values.narrow(self.axis + 1, 0, length)
+        return keys.narrow(self.axis + 1, 0, length), values.narrow(self.axis + 1, 0, length), None
 
     monkeypatch.setattr(LineCache, "append", short)
 
@@ -166,6 +168,43 @@ def test_a_cache_that_is_wrong_is_seen(monkeypatch, plant, gain):
     plant(monkeypatch)
     assert not torch.equal(sample(model, 4), expected)
     assert torch.equal(sample(model, 4, sampler="semi_parallel"), expected)
+
+
+# Compiled
+
+
+@variants
+def test_a_step_of_static_shapes_draws_the_same_pixels(monkeypatch, overrides):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
+    model = make_model((4, 5), **{"vocab_size": 17, **overrides})
+    options = conditions(model)
+    shapes = []
+    append = StaticLineCache.append
+
+    def watched(self, attention, key, value):
+        keys, values, mask = append(self, attention, key, value)
+        shapes.append((self.position, keys.shape[self.axis + 1], values.shape[self.axis + 1], mask.tolist()))
+        return keys, values, mask
+
+    monkeypatch.setattr(StaticLineCache, "append", watched)
+    assert torch.equal(sample(model, sampler="compiled", **options), sample(model, **options))
+    assert len(compiled) == model.config.num_grids
+    assert {position for position, *_ in shapes} == set(range(5))
+    for position, keys, values, mask in shapes:
+        assert keys == values == 5 and mask == [index <= position for index in range(5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_compiled_code_draws_the_same_pixels(implementation):
+    torch.compiler.reset()
+    model = make_model((4, 5), num_channels=1, vocab_size=11)
+    model.set_attn_implementation(implementation)
+    pictures = sample(model, 3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(sample(model, 3, sampler="compiled"), pictures)
+        assert not torch.equal(sample(model, 3, seed=5, sampler="compiled"), pictures)
 
 
 # Cost
@@ -212,7 +251,7 @@ def test_tokens_that_pass_the_levels(image_size, overrides):
 
 
 @orders
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EAGER)
 def test_known_values_stay_and_what_comes_before_ignores_them(sampler, channel_order):
     model = make_model((4, 5), vocab_size=11, channel_order=channel_order)
     free = sample(model, 8, sampler=sampler).flatten(1)
@@ -231,7 +270,7 @@ def test_known_values_stay_and_what_comes_before_ignores_them(sampler, channel_o
 
 
 @orders
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EAGER)
 def test_a_picture_is_completed_with_the_noise_it_was_drawn_with(sampler, channel_order):
     model = make_model((4, 5), vocab_size=11, channel_order=channel_order)
     free = sample(model, sampler=sampler)
@@ -246,14 +285,14 @@ def test_holes_and_batches_of_known_values():
     values = torch.randint(11, (3, 2, 4, 5), generator=generator)
     mask = torch.rand(3, 2, 4, 5, generator=generator) < 0.6
     mask[:, 0, 2] = True  # a line that is known in all pictures is not computed
-    pictures = [sample(model, 3, sampler=sampler, known=(values, mask)) for sampler in SAMPLERS]
+    pictures = [sample(model, 3, sampler=sampler, known=(values, mask)) for sampler in EAGER]
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
     assert torch.equal(pictures[0][mask], values[mask]) and not torch.equal(pictures[0], values)
     everything = sample(model, 3, known=(values, torch.ones(1, 1, 1, 1, dtype=torch.bool)))
     assert torch.equal(everything, values)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EAGER)
 def test_lines_that_are_known_are_not_computed(sampler):
     model = make_model((4, 5), num_channels=1)
     counts = []
@@ -282,7 +321,7 @@ def test_class_and_condition_change_the_samples(channel_order):
 
 
 @orders
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EAGER)
 def test_guidance_moves_the_logits_away_from_those_of_an_unknown_class(sampler, channel_order):
     model = make_model(channel_order=channel_order, num_classes=3, class_dropout_prob=0.1, num_condition_channels=1)
     options = conditions(model, num_images=3)
@@ -348,7 +387,7 @@ def test_temperature_and_truncation():
     assert not torch.equal(free, greedy)
     assert torch.equal(sample(model, top_k=11), free) and torch.equal(sample(model, top_k=100, top_p=1.0), free)
     for options in ({"top_k": 3}, {"top_p": 0.6, "temperature": 1.5}, {"top_k": 4, "top_p": 0.9}):
-        pictures = [sample(model, 20, sampler=sampler, **options) for sampler in SAMPLERS]
+        pictures = [sample(model, 20, sampler=sampler, **options) for sampler in EAGER]
         assert all(torch.equal(picture, pictures[0]) for picture in pictures)
         with torch.no_grad():
             ordered = model(pictures[0]).logits / options.get("temperature", 1.0)
@@ -363,7 +402,7 @@ def test_temperature_and_truncation():
 # How generate() behaves
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EAGER)
 def test_size_of_known_values_and_condition_counts(sampler):
     model = make_model(num_condition_channels=1, vocab_size=11)
     condition = conditions(model, image_size=(4, 7))["condition"]
@@ -404,7 +443,7 @@ def test_dropout_rests_and_modes_come_back():
 
 def test_two_streams_sample_the_same_with_every_sampler():
     model = make_model(reversible=True, num_outer_layers=2, vocab_size=11)
-    pictures = [sample(model, sampler=sampler) for sampler in SAMPLERS]
+    pictures = [sample(model, sampler=sampler) for sampler in EAGER]
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
 
 
@@ -426,7 +465,7 @@ def test_progress(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "fast"}, r"one of \['cached', 'naive', 'semi_parallel'\], got 'fast'"),
+        ({"sampler": "fast"}, r"one of \['cached', 'compiled', 'naive', 'semi_parallel'\], got 'fast'"),
         ({"num_images": 0}, "num_images must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
         ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),

@@ -17,6 +17,7 @@ by PyTorch's fused kernel. Everything runs on one thread, in float32, eager, in 
 - sampling: seconds to draw pictures, ours by `generate`. The flat models keep their keys and values; they draw by the
   `generate` of transformers, and in the plainest loop that there is.
 - samplers: our three samplers at `--batch` pictures, and what they compute, by formula and by count.
+- compiled: what compiling the step of a pixel gains over the cached sampler, and how long the first call takes.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from measuring import added_memory, compare_on_both_clocks, peak_growth, processor
+from measuring import added_memory, compare_on_both_clocks, peak_growth, processor, wall_seconds
 from torch.nn import functional as F
 from transformers import (
     DynamicCache,
@@ -250,6 +251,7 @@ def in_turns(runs: tuple, pairs: int) -> str:
 
 
 TIMES = "peer / ours, CPU | peer / ours, wall | CPU, s: peer, ours | wall, s: peer, ours"
+COMPILED_TIMES = TIMES.replace("peer", "cached").replace("ours", "compiled")
 
 
 def report_training(options: argparse.Namespace) -> str:
@@ -340,12 +342,25 @@ def report_samplers(options: argparse.Namespace) -> str:
     )
 
 
+def report_compiled(options: argparse.Namespace) -> str:
+    side = next(iter(options.sizes))
+    model = make_model("axial", side, options.width)
+    lines = []
+    for num_images in (1, 16):
+        runs = tuple(functools.partial(model.generate, num_images, sampler=name) for name in ("cached", "compiled"))
+        runs[0]()
+        first = wall_seconds(runs[1], threads=1)
+        lines.append(f"{num_images} | {in_turns(runs, options.pairs)} | {first:.1f}")
+    return rows(f"pictures of {side} x {side} | {COMPILED_TIMES} | first call, s", *lines)
+
+
 PEERS = [name for name in MODELS if name != "axial"]
 PARTS = {
     "training": report_training,
     "learning": report_learning,
     "sampling": report_sampling,
     "samplers": report_samplers,
+    "compiled": report_compiled,
 }
 
 

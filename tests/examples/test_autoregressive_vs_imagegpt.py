@@ -125,9 +125,11 @@ def test_memory_is_that_of_a_training_step():
 
 def test_report(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "added_memory", lambda *arguments: 1.0)  # tested above, in its slow fresh process
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)
     benchmark.main(["--tiny", "--pairs", "1", "--seconds", "0.2", "--slice", "0.1", "--batch", "2"])
     report = capsys.readouterr().out
     assert all(f"## {part.capitalize()}" in report for part in benchmark.PARTS)
     columns = [line.count("|") - 1 for line in report.splitlines() if line.startswith("|")]
     lines = {"models": (3, 4), "training": (7, 3), "learning": (5, 3), "sampling": (6, 8), "samplers": (8, 3)}
+    lines |= {"compiled": (6, 2)}
     assert columns == [count for count, number in lines.values() for _ in range(number + 2)]
