@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import subprocess
 import sys
 
 import pytest
@@ -29,9 +28,15 @@ def test_every_cell_reaches_every_other(benchmark, name):
     assert receptive_field(module, inputs.shape, position, channel_dim=-1, output_channel_dim=-1).all()
 
 
-def test_it_writes_tables_and_a_plot(tmp_path):
-    command = [sys.executable, SCRIPT, "--pairs", "1", "--largest", "32", "--output", tmp_path]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_memory_is_that_of_a_training_step(benchmark):
+    assert 0 < benchmark.added_memory(benchmark.__file__, "full", 8) < 1000
+
+
+def test_it_writes_tables_and_a_plot(benchmark, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(benchmark, "added_memory", lambda *arguments: 1.0)  # tested above, in its slow fresh process
+    benchmark.main(["--pairs", "1", "--largest", "32", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
     assert (tmp_path / "crossovers.md").read_text() == printed.removesuffix("\n")
     rows = re.findall(r"^\| (\d+) \| \*\*([\d.]+)\*\* \| \*\*([\d.]+)\*\* \|", printed, re.MULTILINE)
     assert [int(size) for size, *_ in rows] == [8, 16, 24, 32, 32]
