@@ -60,6 +60,7 @@ class LineCache:
         if attention not in self._kept:
             dim = self.axis + 1
             shape = (*key.shape[:dim], self.length, *key.shape[dim + 1 :])
+            # Zeros, as what a mask hides must still be finite.
             self._kept[attention] = key.new_zeros(shape), value.new_zeros(shape)
         return self._kept[attention]
 
@@ -83,7 +84,7 @@ class StaticLineCache(LineCache):
     def append(
         self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns whole lines, and a mask of what has been given."""
+        """Returns whole lines, and a mask (length,) of what has been given."""
         keys, values = self._find(attention, key, value)
         keys.index_copy_(self.axis + 1, self._position, key)
         values.index_copy_(self.axis + 1, self._position, value)
