@@ -162,6 +162,4 @@ def _grid_mask(attention_mask: torch.Tensor, hidden_states: torch.Tensor) -> tor
         raise ValueError(
             f"attention_mask has shape {mask_shape}, but must broadcast to (batch, *grid) {batch_and_grid}."
         )
-    if attention_mask.is_floating_point():  # an additive mask has 0 where a cell is used
-        raise ValueError(f"attention_mask must be boolean or integers, True or 1 = use, got {attention_mask.dtype}.")
     return attention_mask.bool().expand(batch_and_grid)
