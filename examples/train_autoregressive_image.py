@@ -34,8 +34,8 @@ from training_run import (
     TrainingArguments,
     TrainingRun,
     check_positive,
-    decay_groups,
     described,
+    make_adamw,
     push_to_hub,
 )
 from transformers import AutoConfig
@@ -178,7 +178,7 @@ def make_optimizers(
         matrices = [weight for stack in stacks for weight in stack.parameters() if weight.ndim == 2]
     of_muon = set(matrices)
     others = [weight for weight in model.parameters() if weight not in of_muon]
-    optimizers = [torch.optim.AdamW(decay_groups(others, training.weight_decay), lr=training.learning_rate)]
+    optimizers = [make_adamw(others, training)]
     if matrices:
         optimizers.append(
             torch.optim.Muon(

@@ -26,7 +26,7 @@ from image_classification_report import (
 )
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
-from training_run import RunArguments, TrainingArguments, TrainingRun, decay_groups, described, push_to_hub
+from training_run import RunArguments, TrainingArguments, TrainingRun, described, make_adamw, push_to_hub
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from modeling_axial import AxialConfig
@@ -75,7 +75,7 @@ def main() -> None:
     data = load_data(data_arguments)
     model, processor = load_model(model_arguments, data.label_names)
     model.base_model.requires_grad_(not model_arguments.freeze_backbone)
-    optimizer = torch.optim.AdamW(decay_groups(model.parameters(), training.weight_decay), lr=training.learning_rate)
+    optimizer = make_adamw(model.parameters(), training)
     train_data, validation_data = data.datasets(processor)
     run.load(train_data, data_arguments.dataloader_num_workers)
     validation_loader = run.load_validation(validation_data, data_arguments.dataloader_num_workers)

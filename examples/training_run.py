@@ -91,13 +91,15 @@ class RunArguments:
             raise ValueError(f"checkpointing_steps must be `epoch` or at least 1, got {self.checkpointing_steps!r}")
 
 
-def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of an optimizer: biases and norms do not decay."""
+def make_adamw(parameters: Iterable[torch.nn.Parameter], training: TrainingArguments) -> torch.optim.AdamW:
+    """AdamW on the parameters that are to be trained; biases and norms do not decay."""
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    # Fused, as a small model otherwise waits for some ten kernels for each of its parameters.
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
 class TrainingRun:

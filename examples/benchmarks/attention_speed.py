@@ -7,8 +7,8 @@ weights and input, eager, float32, equal results checked first, both alternating
 
 - seed / ours: seconds of axial_attention over ours, from the CPU seconds of one thread and from wall-clock time with
   `--threads` threads. Other load on a machine moves the second much more than the first.
-- over kernels: our CPU seconds over those of its matrix products, convolutions and attentions, each timed alone in this
-  run on contiguous data of the same shapes.
+- over kernels: our CPU seconds over those of its matrix products, convolutions and attentions alone, on contiguous data
+  of the same shapes, both alternating as well.
 - over limit: our CPU seconds over the time its floating-point operations take at the rate of a large matrix product,
   measured in this run. Convolutions can beat that rate.
 - memory: growth of the peak resident memory over the state before the call, in a fresh process each (Linux only).
@@ -127,8 +127,8 @@ def find_kernels(module: nn.Module, x: torch.Tensor) -> Counter:
     return kernels
 
 
-def kernel_seconds(kernel: tuple, training: bool, repeats: int = 5) -> tuple[float, float]:
-    """CPU seconds of one kernel alone, least of several runs: (forward, forward and backward if training else 0)."""
+def kernel_passes(kernel: tuple) -> tuple[Callable[[], object], Callable[[], object]]:
+    """One kernel alone on operands of its own: (its forward pass, forward and backward)."""
     kind, *shapes = kernel
     if kind == "attention":
         # heads beside each other in memory, as projections leave them
@@ -141,24 +141,31 @@ def kernel_seconds(kernel: tuple, training: bool, repeats: int = 5) -> tuple[flo
         operands[0] = operands[0].movedim(1, -1).contiguous().movedim(-1, 1)
         convolution = {"Conv1d": nn.functional.conv1d, "Conv2d": nn.functional.conv2d, "Conv3d": nn.functional.conv3d}
         function = functools.partial(convolution[kind], padding=1)
-    with torch.no_grad():
-        output = function(*operands)
-        forward_time = min(cpu_seconds(lambda: function(*operands)) for _ in range(repeats))
-    if not training:
-        return forward_time, 0.0
     operands = [operand.requires_grad_() for operand in operands]
-    both = functools.partial(lambda: torch.autograd.grad(function(*operands), operands, output))
-    return forward_time, min(cpu_seconds(both) for _ in range(repeats))
+    with torch.no_grad():
+        gradient = torch.ones_like(function(*operands))
+    return (
+        torch.no_grad()(lambda: function(*operands)),
+        lambda: torch.autograd.grad(function(*operands), operands, gradient),
+    )
 
 
-def kernels_time(case: str, training: bool) -> float:
+def kernels_alone(case: str, run: Callable) -> Callable[[], None]:
+    """Runs all kernels that run(module, x) of this case calls, as often as it does, and nothing else."""
     module = make("ours", case)
-    rebuilt = rebuilds_activations(module)
-    total = 0.0
+    passes = []
     for kernel, calls in find_kernels(module, make_input(case)).items():
-        forward_time, both_times = kernel_seconds(kernel, training)
-        total += calls * (both_times + rebuilt * forward_time if training else forward_time)
-    return total
+        forward_pass, both_passes = kernel_passes(kernel)
+        passes.append((calls, both_passes if run is training_step else forward_pass))
+        if run is training_step and rebuilds_activations(module):
+            passes.append((calls, forward_pass))
+
+    def run_all() -> None:
+        for calls, kernel_pass in passes:
+            for _ in range(calls):
+                kernel_pass()
+
+    return run_all
 
 
 # The report
@@ -190,8 +197,8 @@ def measure(case: str, pass_name: str, rate: float, options: argparse.Namespace)
         added_memory(__file__, package, case, pass_name, "--threads", options.threads) for package in ("seed", "ours")
     ]
     limit = count_operations(make("ours", case), x, run) / rate
-    kernels = kernels_time(case, training=run is training_step)
-    cells += [f"{memory[0]:.0f}, {memory[1]:.0f}", f"{cpu[1] / kernels:.2f}", f"{cpu[1] / limit:.2f}"]
+    *_, over_kernels = compare((runs[1], kernels_alone(case, run)), cpu_seconds, options.pairs)
+    cells += [f"{memory[0]:.0f}, {memory[1]:.0f}", f"{over_kernels:.2f}", f"{cpu[1] / limit:.2f}"]
     return " | ".join(cells)
 
 
