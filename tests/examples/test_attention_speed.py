@@ -58,7 +58,7 @@ def test_kernels_are_found(benchmark):
 
 @pytest.mark.parametrize("pass_name", ["forward", "training step"])
 def test_kernels_alone_compute_what_the_pass_computes(benchmark, pass_name):
-    """Nearly all operations of the tiny transformer are those of its kernels, however often it runs them."""
+    """As many floating-point operations: no kernel is missing, and none is run too often."""
     run = benchmark.PASSES[pass_name]
     alone = benchmark.kernels_alone("tiny", run)
     with benchmark.sdpa_kernel(benchmark.SDPBackend.MATH), benchmark.FlopCounterMode(display=False) as counter:
