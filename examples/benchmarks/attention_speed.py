@@ -70,7 +70,8 @@ def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def training_step(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     module.zero_grad()
     x = x.detach().requires_grad_()
-    module(x).square().mean().backward()
+    output = module(x)
+    output.backward(output.detach())  # of a loss of half the sum of squares, without a kernel of the loss
     return x.grad
 
 
