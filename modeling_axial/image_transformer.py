@@ -227,10 +227,10 @@ class AxialAttention(nn.Module):
                 hidden_states = attention(hidden_states)
             return hidden_states
         first, *others = self.axial_attentions
-        # A copy: what forward hooks have seen stays as it was.
-        total = first(hidden_states).clone(memory_format=torch.contiguous_format)
-        for attention in others:
-            total += attention(hidden_states)
+        total = first(hidden_states)
+        for index, attention in enumerate(others):
+            # In place from the second time on: what forward hooks have seen of the first axis stays as it was.
+            total = total.add_(attention(hidden_states)) if index else total + attention(hidden_states)
         return total
 
 
