@@ -8,8 +8,8 @@ demo: .venv/installed-demo  # train a classifier of handwritten digits; called a
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
 		--output_dir outputs/digits --resume_from_checkpoint latest
 
-test: .venv/installed-test  # all tests, without the network
-	$(BIN)/python -m pytest
+test: .venv/installed-test  # all tests, one process per core, without the network
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \

@@ -409,6 +409,6 @@ def test_fenced_commands_and_recipes_are_read(tmp_path):
     assert fenced_commands(text) == ["make demo", "a b"]
     commands = recipe("test", tmp_path)
     assert [command.split()[0] for command in commands] == ["python3", ".venv/bin/python", ".venv/bin/python"]
-    assert "constraints.txt" in commands[1] and "'.[test]'" in commands[1] and commands[2].endswith("-m pytest")
+    assert "constraints.txt" in commands[1] and "'.[test]'" in commands[1] and " -m pytest" in commands[2]
     with pytest.raises(subprocess.CalledProcessError):
         recipe("no-such-target", tmp_path)
