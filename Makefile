@@ -2,14 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test generate checkpoint checkpoint-autoregressive style check constraints clean
+.PHONY: demo test audit generate checkpoint checkpoint-autoregressive style check constraints clean
 
 demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
 		--output_dir outputs/digits --resume_from_checkpoint latest
 
-test: .venv/installed-test  # all tests, one process per core, without the network
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+test: .venv/installed-test  # all tests but the exhaustive ones, one process per core, without the network
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not audit"
+
+audit: .venv/installed-test  # the exhaustive ones, of which `make test` holds a sample
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m audit
 
 generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \
