@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_axial import AxialConfig
+from .masks import clear_masked
 from .position_embeddings import apply_rotary
 
 # CUDA attention kernels put batch and heads on grid dimensions that end at 65,535 (pytorch #142228, #146704).
@@ -54,7 +55,8 @@ def eager_attention_forward(
         The output (batch, queries, heads, head_dim) and the weights (batch, heads, queries, keys).
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.transpose(-1, -2) * scaling
+    # Scaled before the product, or float16 overflows where fused attention does not.
+    scores = (query * scaling) @ key.transpose(-1, -2)
     if is_causal:
         causal_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         attention_mask = causal_mask if attention_mask is None else attention_mask & causal_mask
@@ -109,7 +111,8 @@ def axial_attention(
         key, value: as `query`, but the length along `axis` may differ, and the head_dim of `value` too.
         axis: the grid axis to attend along, counted from 0 (slowest); negative values are refused.
         mask: boolean over the keys, broadcastable to (B, *G of key); True = may be attended. A line without any
-            such key gives zeros.
+            such key gives zeros. What stands in other keys and values, NaN included, has no effect, nor has a query
+            that is not finite in such a cell where queries and keys have one grid: it counts as zeros.
         is_causal: position t attends to positions <= t; query and key then have the same length.
         dropout: probability of dropping an attention weight; applied as given, so pass 0.0 outside training.
         scaling: factor of the scores, D ** -0.5 by default.
@@ -124,6 +127,39 @@ def axial_attention(
         ValueError: for shapes, an axis or a mask that do not fit together.
     """
     _check_arguments(query, key, value, axis, mask, is_causal)
+    if mask is not None:
+        mask = mask.expand(key.shape[:-2])
+        key, value = clear_masked(key, mask), clear_masked(value, mask)
+        if query.shape == key.shape:
+            query = query.masked_fill(~mask[..., None, None] & ~query.isfinite(), 0.0)
+    return attend_along_axis(
+        query,
+        key,
+        value,
+        axis,
+        mask=mask,
+        is_causal=is_causal,
+        dropout=dropout,
+        scaling=scaling,
+        attention_interface=attention_interface,
+        module=module,
+    )
+
+
+def attend_along_axis(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    axis: int,
+    *,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    dropout: float,
+    scaling: float | None,
+    attention_interface: Callable | None,
+    module: nn.Module | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`axial_attention` of arguments that fit together, and of finite numbers: 0 · NaN under a mask would be NaN."""
     # Scaled-dot-product attention takes 4-D only: 5-D operands give wrong results when compiled for CPU, and cannot be
     # exported. Heads are independent, so the fused kernel may take lines as heads, which needs no copy; any other
     # interface may count on real heads (biases, maps), and gets lines as batch.
@@ -229,7 +265,7 @@ class AxialAttentionCore(nn.Module):
         return output, weights if output_attentions else None
 
     def _attend(self, query, key, value, mask, interface):
-        return axial_attention(
+        return attend_along_axis(
             query,
             key,
             value,
@@ -238,6 +274,7 @@ class AxialAttentionCore(nn.Module):
             # A lone query is the newest position, and reads all keys that there are.
             is_causal=self.is_causal and query.shape[self.axis + 1] > 1,
             dropout=self.attention_dropout if self.training else 0.0,
+            scaling=None,
             attention_interface=interface,
             module=self,
         )
@@ -270,7 +307,8 @@ class AxialAttentionProjections(nn.Module):
         Args:
             hidden_states: (B, *G, hidden_size), what reads. Broadcast where it has length 1 beside the axis.
             key_value_states: (B, *G, hidden_size), what is read, of another length along the axis or the same.
-            mask: boolean over `key_value_states`, broadcastable to (B, *G); False cells are read by nobody.
+            mask: boolean over `key_value_states`, broadcastable to (B, *G); False cells are read by nobody, but must
+                hold finite numbers, as those of a model do.
             rotations: (cos, sin) of the rotary positions along each axis, as `RotaryPositionEmbedding` gives them.
             cache: where causal attention that is given one position after the other keeps keys and values: its
                 `append(attention, key, value)` returns those of all positions so far, and a mask over them or None.

@@ -89,8 +89,8 @@ class AxialFeedForward(nn.Module):
         self.net = FEED_FORWARD_CLASSES[config.feed_forward](config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.net(self.norm(hidden_states)))
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.dropout(self.net(self.norm(hidden_states), mask))
 
 
 class ResidualPair(GradientCheckpointingLayer):
@@ -101,17 +101,28 @@ class ResidualPair(GradientCheckpointingLayer):
         self.attention = attention
         self.feed_forward = feed_forward
 
-    def forward(self, *streams: torch.Tensor, executor, output_hidden_states: bool = False, **kwargs):
-        """One stream (B, *grid, hidden_size): returns the new stream.
+    def forward(
+        self,
+        *streams: torch.Tensor,
+        executor,
+        mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        **kwargs,
+    ):
+        """One stream (B, *grid, hidden_size): returns the new stream. `mask`: boolean (B, *grid), False cells are read
+        by no other.
 
         Two streams: returns (mean of the new streams or None, the two new streams). The mean stands first because
         that is where transformers records hidden states, and is only computed when they are asked for.
         """
 
         def attention(hidden_states: torch.Tensor) -> torch.Tensor:
-            return self.attention(hidden_states, **kwargs)
+            return self.attention(hidden_states, mask=mask, **kwargs)
 
-        streams = executor.couple(attention, self.feed_forward, *streams)
+        def feed_forward(hidden_states: torch.Tensor) -> torch.Tensor:
+            return self.feed_forward(hidden_states, mask)
+
+        streams = executor.couple(attention, feed_forward, *streams)
         if len(streams) == 1:
             return streams[0]
         return executor.leave(*streams) if output_hidden_states else None, *streams

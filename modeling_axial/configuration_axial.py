@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import as_validated_field, strict
@@ -20,6 +20,16 @@ from transformers.configuration_utils import PreTrainedConfig
 KEYS_OF_OTHER_TOOLS = frozenset(
     {"model_type", "auto_map", "_name_or_path", "_commit_hash", "custom_pipelines", "quantization_config"}
 )
+
+# Bounds of what is already built when a config.json is read: lists of as many stages, names of as many classes.
+MAX_LAYERS = 10_000
+MAX_LABELS = 1_000_000
+
+
+@as_validated_field
+def number_of_layers(value: int) -> None:
+    if not 1 <= value <= MAX_LAYERS:
+        raise ValueError(f"must be from 1 to {MAX_LAYERS}, got {value}")
 
 
 @as_validated_field
@@ -84,8 +94,9 @@ class StrictConfig(PreTrainedConfig):
     Constructor: an unknown keyword raises `ValueError` with the nearest field name. Reading a stored config
     (`from_dict`, `from_pretrained`) warns about unknown keys and drops them, so that a file written by a newer
     transformers still opens, but raises for unknown keyword arguments of the call. `to_dict` leaves out attributes
-    that are no field, so that nothing is written that the constructor would refuse. Tuples become lists and names of
-    dtypes become dtypes, as after reading JSON, so that a config equals its reloaded self.
+    that are no field, so that nothing is written that the constructor would refuse. Fields that were derived from
+    others are stored as None, and follow when these change, later or in a call of `from_pretrained`. Tuples become
+    lists and names of dtypes become dtypes, as after reading JSON, so that a config equals its reloaded self.
     """
 
     # The fields of every transformers config, whose types are not checked because they are declared as strings.
@@ -99,7 +110,23 @@ class StrictConfig(PreTrainedConfig):
     label2id: dict[str, int] | dict[str, str] | None = None
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
 
+    # Fields that follow from others as long as they are None. They read as numbers, and are stored as None.
+    derived_fields: ClassVar[tuple[str, ...]] = ("head_dim",)
+
+    def _derived_values(self) -> dict[str, Any]:
+        """What `derived_fields` follow to; a field that cannot be derived is missing."""
+        if self.hidden_size % self.num_attention_heads:
+            return {}
+        return {"head_dim": self.hidden_size // self.num_attention_heads}
+
+    def _derive(self, names: Iterable[str]) -> None:
+        values = self._derived_values()
+        for name in names:
+            super().__setattr__(name, values.get(name))
+
     def __post_init__(self, _unknown_keys: Literal["raise", "warn"] = "raise", **kwargs):
+        derived = {name for name in self.derived_fields if getattr(self, name) is None}
+        self._derive(derived)
         self._refuse_derived(kwargs)
         if (model_type := kwargs.pop("model_type", self.model_type)) != self.model_type:
             raise ValueError(f"{type(self).__name__} has model_type={self.model_type!r}, got {model_type!r}.")
@@ -124,6 +151,7 @@ class StrictConfig(PreTrainedConfig):
             if _unknown_keys == "raise":
                 raise ValueError(message)
             warnings.warn(f"{message} Ignored.", stacklevel=2)
+        self._derived = derived
 
     @classmethod
     def _field_names(cls) -> list[str]:
@@ -150,11 +178,21 @@ class StrictConfig(PreTrainedConfig):
     def __setattr__(self, key: str, value: Any) -> None:
         if key == "num_labels" and (type(value) is not int or value < 0):
             raise ValueError(f"num_labels must be an int of at least 0, got {value!r}")
+        if key == "num_labels" and value > MAX_LABELS:
+            raise ValueError(f"num_labels must be at most {MAX_LABELS}, got {value}")
+        if key == "num_labels" and value == 1 and self.id2label is not None and len(self.id2label) > 1:
+            # One label instead of several is a number to predict. As a choice among one class its loss would be 0.
+            if self.problem_type == "single_label_classification":
+                self.problem_type = None
         if isinstance(value, tuple):
             value = list(value)
         if key == "dtype" and isinstance(value, str):
             value = getattr(torch, value)
         super().__setattr__(key, value)
+        if "_derived" in self.__dict__ and key in self._field_names():  # no longer under construction
+            if key in self.derived_fields:
+                (self._derived.add if value is None else self._derived.discard)(key)
+            self._derive(self._derived)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
@@ -182,7 +220,8 @@ class StrictConfig(PreTrainedConfig):
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in super().to_dict().items() if self._is_known(key)}
+        known = {key: value for key, value in super().to_dict().items() if self._is_known(key)}
+        return known | dict.fromkeys(self._derived)
 
 
 # How each kind of feed-forward is split over ranks; convolutions stay whole.
@@ -239,6 +278,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     """
 
     model_type = "axial"
+    derived_fields = ("head_dim", "intermediate_size")
     base_model_fsdp_plan = {
         "embeddings": "free_full_weight",
         "layers.*": "free_full_weight",
@@ -249,7 +289,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     patch_size: int | list[int] | tuple[int, ...] = positive_lengths(default=16)
     num_channels: int = positive_int(default=3)
     hidden_size: int = positive_int(default=384)
-    num_hidden_layers: int = positive_int(default=12)
+    num_hidden_layers: int = number_of_layers(default=12)
     num_attention_heads: int = positive_int(default=6)
     head_dim: int | None = positive_int(default=None)
     intermediate_size: int | None = positive_int(default=None)
@@ -272,11 +312,10 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
 
     def __post_init__(self, **kwargs):
         self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.intermediate_size is None:
-            self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
+
+    def _derived_values(self) -> dict[str, Any]:
+        return super()._derived_values() | {"intermediate_size": 4 * self.hidden_size}
 
     @property
     def patch_shape(self) -> tuple[int, ...]:

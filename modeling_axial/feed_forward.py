@@ -1,10 +1,14 @@
-"""What happens at each cell, or its close neighbourhood, between attentions: (B, *grid, hidden_size) to the same."""
+"""What happens at each cell, or its close neighbourhood, between attentions: (B, *grid, hidden_size) to the same.
+
+Each class takes a boolean mask (B, *grid), and where a cell reads its neighbours, it reads none that is False there.
+"""
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_axial import AxialConfig
+from .masks import clear_masked
 
 
 class AxialMLP(nn.Module):
@@ -17,7 +21,7 @@ class AxialMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(width, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
@@ -32,12 +36,15 @@ class AxialGatedMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.down_proj = nn.Linear(width, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
 class AxialConvolutionFeedForward(nn.Module):
-    """3-wide convolution up, activation, 3-wide convolution back, over 1 to 3 axes, zero-padded (the seed's)."""
+    """3-wide convolution up, activation, 3-wide convolution back, over 1 to 3 axes, zero-padded (the seed's).
+
+    Cells that are masked count as what lies beyond the edge: as zeros, for both convolutions.
+    """
 
     def __init__(self, config: AxialConfig):
         super().__init__()
@@ -47,9 +54,9 @@ class AxialConvolutionFeedForward(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.conv2 = convolution(width, config.hidden_size, kernel_size=3, padding=1)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        channels_first = hidden_states.movedim(-1, 1)
-        return self.conv2(self.activation(self.conv1(channels_first))).movedim(1, -1)
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        inner = self.activation(self.conv1(clear_masked(hidden_states, mask).movedim(-1, 1)))
+        return self.conv2(clear_masked(inner.movedim(1, -1), mask).movedim(-1, 1)).movedim(1, -1)
 
 
 FEED_FORWARD_CLASSES = {

@@ -6,12 +6,12 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import AxialAttentionCore
 from .axial_layer import AxialLayer, run_layers
 from .configuration_axial import AxialConfig
+from .forward_keywords import records_outputs, refuse_unknown_keywords
+from .masks import clear_masked, grid_mask
 from .patch_embeddings import AxialPatchEmbeddings
 from .position_embeddings import LearnedPositionEmbedding, RotaryPositionEmbedding
 from .remote_code import CodeCarryingModel
@@ -37,17 +37,20 @@ def _files_that_travel():
 
 
 class AxialEmbeddings(nn.Module):
-    """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size)."""
+    """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size). `mask`: boolean (B, *grid)."""
 
     def __init__(self, config: AxialConfig):
         super().__init__()
         self.patch_embeddings = AxialPatchEmbeddings(config)
         learned = config.position_embedding == "learned"
-        self.position_embeddings = LearnedPositionEmbedding(config) if learned else nn.Identity()
+        self.position_embeddings = LearnedPositionEmbedding(config) if learned else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.position_embeddings(self.patch_embeddings(pixel_values)))
+    def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        hidden_states = self.patch_embeddings(pixel_values, mask)
+        if self.position_embeddings is not None:
+            hidden_states = self.position_embeddings(hidden_states, mask)
+        return self.dropout(hidden_states)
 
 
 class MeanPooling(nn.Module):
@@ -58,10 +61,10 @@ class MeanPooling(nn.Module):
         cells = hidden_states.flatten(1, -2)
         if mask is None:
             return cells.mean(1)
-        counted = mask.flatten(1)[..., None]
+        counted = mask.flatten(1)
         # float16 ends at 65,504, which a sum over a large grid, or the number of its cells, exceeds.
-        total = (cells * counted).sum(1, dtype=torch.promote_types(cells.dtype, torch.float32))
-        return (total / counted.sum(1).clamp(min=1)).to(cells.dtype)
+        total = clear_masked(cells, counted).sum(1, dtype=torch.promote_types(cells.dtype, torch.float32))
+        return (total / counted.sum(1, keepdim=True).clamp(min=1)).to(cells.dtype)
 
 
 @auto_docstring
@@ -108,8 +111,7 @@ class AxialModel(AxialPreTrainedModel):
         self.pooler = AttentionPooling(config) if config.pooling == "attention" else MeanPooling()
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @records_outputs
     @auto_docstring
     def forward(
         self,
@@ -121,7 +123,10 @@ class AxialModel(AxialPreTrainedModel):
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
             One picture, clip or volume each; any size that `patch_size` divides.
         attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
-            True (or 1) for cells to use, False for padding, which no attention reads and no mean counts.
+            True (or 1) for cells to use, False for padding and for cells whose data are missing: what stands in them,
+            NaN included, nothing reads. Learned positions are those of the smallest box around the cells in use of each
+            sample, so that a padded picture gives what it gives alone. Booleans, or numbers that are exactly 0 or 1;
+            compiled and exported code takes booleans and integers.
 
         Returns `last_hidden_state` `(batch_size, *grid, hidden_size)` and `pooler_output` `(batch_size, hidden_size)`,
         its mean over the grid (or what `pooling="attention"` makes of it).
@@ -132,9 +137,12 @@ class AxialModel(AxialPreTrainedModel):
         slow to fast, lines ordered as the remaining axes, slow to fast; an axis with inducing points gives two, what
         the points read and what the cells read from them.
         """
-        hidden_states = in_full_under_autocast(self.embeddings(pixel_values))
+        refuse_unknown_keywords(self, kwargs)
+        mask = None
+        if attention_mask is not None:
+            mask = grid_mask(attention_mask, self.embeddings.patch_embeddings.batch_and_grid(pixel_values))
+        hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask))
         rotations = None if self.rotary_embedding is None else self.rotary_embedding(hidden_states)
-        mask = None if attention_mask is None else _grid_mask(attention_mask, hidden_states)
         output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
 
@@ -151,15 +159,3 @@ class AxialModel(AxialPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state, pooler_output=self.pooler(last_hidden_state, mask)
         )
-
-
-def _grid_mask(attention_mask: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-    """The boolean mask (B, *grid) of the cells to use."""
-    mask_shape, batch_and_grid = tuple(attention_mask.shape), tuple(hidden_states.shape[:-1])
-    if len(mask_shape) != len(batch_and_grid) or any(
-        ours not in (1, theirs) for ours, theirs in zip(mask_shape, batch_and_grid, strict=True)
-    ):
-        raise ValueError(
-            f"attention_mask has shape {mask_shape}, but must broadcast to (batch, *grid) {batch_and_grid}."
-        )
-    return attention_mask.bool().expand(batch_and_grid)

@@ -9,6 +9,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_axial import AxialConfig
+from .forward_keywords import refuse_unknown_keywords
 from .modeling_axial import AxialModel, AxialPreTrainedModel, MeanPooling
 
 
@@ -36,14 +37,25 @@ class AxialForImageClassification(AxialPreTrainedModel):
         attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
             True (or 1) for cells to use, False for padding.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Class indices in `[0, num_labels)`: cross-entropy loss. With `num_labels == 1`: numbers, squared error.
+            Class indices in `[0, num_labels)`: cross-entropy loss. With `num_labels == 1`: numbers, squared error. Of
+            shape `(batch_size, num_labels)`, 0 or 1: several classes at once, binary cross-entropy.
         """
+        refuse_unknown_keywords(self, kwargs)
         outputs = self.axial(pixel_values, attention_mask=attention_mask, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(self._as_targets(labels, logits), logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _as_targets(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Labels in the dtype that the loss takes: int64 where they are class indices, else that of the logits."""
+        numbers = self.num_labels == 1 or self.config.problem_type in ("regression", "multi_label_classification")
+        if numbers or labels.dtype == torch.bool or labels.dim() > 1:
+            return labels.to(logits.dtype)
+        return labels if labels.is_floating_point() else labels.long()
 
 
 @auto_docstring(custom_intro="The axial trunk as a backbone: one map of features for each chosen layer.")
@@ -85,6 +97,7 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
         Returns `feature_maps`, one `(batch_size, hidden_size, *grid)` for each of `out_features`: the hidden state
         after that layer under the final norm of the trunk, channels first.
         """
+        refuse_unknown_keywords(self, kwargs)
         outputs = self.axial(pixel_values, attention_mask=attention_mask, **kwargs)
         states = dict(zip(self.stage_names, outputs.hidden_states, strict=True))
         return BackboneOutput(

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .configuration_axial import AxialConfig
+from .masks import clear_masked
 
 
 def patchify(pixel_values: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
@@ -44,16 +45,19 @@ class AxialPatchEmbeddings(nn.Module):
         pixels_per_patch = torch.Size(config.patch_shape).numel()
         self.projection = nn.Linear(config.num_channels * pixels_per_patch, config.hidden_size)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """
+    def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`mask`: boolean (B, *grid); the pixels of False cells count as zeros. Raises as `batch_and_grid`."""
+        self.batch_and_grid(pixel_values)
+        # The dtype of the bias: a quantised weight is stored in another one than it computes in, such as int8.
+        patches = patchify(pixel_values.to(self.projection.bias.dtype), self.patch_shape)
+        return self.projection(clear_masked(patches, mask))
+
+    def batch_and_grid(self, pixel_values: torch.Tensor) -> tuple[int, ...]:
+        """(B, *grid), the shape of the tokens of `pixel_values` without their channels.
+
         Raises:
             ValueError: for a wrong rank, number of channels, integer pixels, or a size that the patch does not divide.
         """
-        self._check_pixels(pixel_values)
-        # The dtype of the bias: a quantised weight is stored in another one than it computes in, such as int8.
-        return self.projection(patchify(pixel_values.to(self.projection.bias.dtype), self.patch_shape))
-
-    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)
         if pixel_values.dim() != 2 + len(self.patch_shape):
             raise ValueError(
@@ -75,3 +79,5 @@ class AxialPatchEmbeddings(nn.Module):
                     f"pixel_values have {pixels} pixels along axis {axis}, which must be a positive multiple of the "
                     f"patch, {patch}: resize or pad (shape {shape}, patch {self.patch_shape})."
                 )
+        patches = zip(shape[2:], self.patch_shape, strict=True)
+        return shape[0], *(pixels // patch for pixels, patch in patches)

@@ -6,13 +6,15 @@ import torch
 from torch import nn
 
 from .configuration_axial import AxialConfig
+from .masks import bounding_box
 
 
 class LearnedPositionEmbedding(nn.Module):
     """Adds one learned vector per axis and coordinate: h[i, j, ...] + axis_0[i] + axis_1[j] + ...
 
-    The tables `axis_0`, `axis_1`, ... are (length of the native grid, hidden_size), and are resampled linearly to the
-    grid at hand (cell centres aligned, edges clamped); at native size that is exact.
+    The tables `axis_0`, `axis_1`, ... are (length of the native grid, hidden_size), and are spread over the grid at
+    hand, or, under a mask, over the bounding box of the cells in use of each sample: a padded picture has the positions
+    that it has alone, wherever it lies. At native size a cell gets its row exactly, elsewhere a linear mix of two.
 
     `grid_shape`: the native grid, if it is not that of `config`.
     """
@@ -22,20 +24,51 @@ class LearnedPositionEmbedding(nn.Module):
         for axis, length in enumerate(config.grid_shape if grid_shape is None else grid_shape):
             self.register_parameter(f"axis_{axis}", nn.Parameter(torch.empty(length, config.hidden_size)))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, *grid, hidden_size) -> the same shape, for any grid lengths."""
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, *grid, hidden_size) -> the same shape, for any grid lengths. `mask`: boolean (B, *grid)."""
         grid_shape = hidden_states.shape[1:-1]
-        for axis, length in enumerate(grid_shape):
+        boxes = [(0, length) for length in grid_shape] if mask is None else bounding_box(mask)
+        for axis, (length, box) in enumerate(zip(grid_shape, boxes, strict=True)):
             # Not get_parameter, which refuses the plain tensors that functional_call puts in place of parameters.
-            table = resample_table(getattr(self, f"axis_{axis}"), length)
-            hidden_states = hidden_states + table.view(length, *[1] * (len(grid_shape) - axis - 1), -1)
+            table = getattr(self, f"axis_{axis}")
+            vectors = read_table(table, spread_over(*box, length, table))
+            axes_after = [1] * (len(grid_shape) - axis - 1)
+            hidden_states = hidden_states + vectors.view(-1, *[1] * axis, length, *axes_after, vectors.shape[-1])
         return hidden_states
 
 
+def spread_over(
+    first: int | torch.Tensor, extent: int | torch.Tensor, length: int, table: torch.Tensor
+) -> torch.Tensor:
+    """Where in a table each of `length` cells lies when the table is spread over `extent` cells from `first` on.
+
+    Cell i lies at (i - first + 1/2) · rows / extent - 1/2: centres of cells on centres of rows. `first` and `extent`
+    are numbers, or (B, 1); returns (1 or B, length), in rows, at least float32.
+    """
+    options = {"dtype": torch.promote_types(table.dtype, torch.float32), "device": table.device}
+    cells = torch.arange(length, **options)[None]
+    if isinstance(extent, torch.Tensor):  # of integers, whose quotients are float32
+        extent = extent.to(cells)
+    return (cells - first + 0.5) * (table.shape[0] / extent) - 0.5
+
+
+def read_table(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Rows of a table (rows, hidden_size) at any positions (...), counted in rows: (..., hidden_size).
+
+    Linear between two rows, exact at whole numbers, and the first or last row beyond the edges. Made of gathers, whose
+    backward has a deterministic form on every device.
+    """
+    positions = positions.clamp(0, table.shape[0] - 1)
+    below = positions.long()
+    above = (below + 1).clamp(max=table.shape[0] - 1)
+    wide = torch.promote_types(table.dtype, torch.float32)
+    mixed = torch.lerp(table[below].to(wide), table[above].to(wide), (positions - below)[..., None].to(wide))
+    return mixed.to(table.dtype)
+
+
 def resample_table(table: torch.Tensor, length: int) -> torch.Tensor:
-    """Linear resampling of a table (native length, hidden_size) to (length, hidden_size); exact at native length."""
-    resampled = nn.functional.interpolate(table.T[None], size=length, mode="linear", align_corners=False)
-    return resampled[0].T
+    """Linear resampling of a table (rows, hidden_size) to (length, hidden_size); exact if it has so many rows."""
+    return read_table(table, spread_over(0, length, length, table))[0]
 
 
 class RotaryPositionEmbedding(nn.Module):

@@ -12,6 +12,7 @@ from torch import nn
 from .attention import AxialCrossAttention
 from .configuration_axial import AxialConfig
 from .feed_forward import AxialMLP
+from .masks import clear_masked
 
 
 class InducedAxialAttention(nn.Module):
@@ -62,9 +63,9 @@ class AttentionPooling(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """`mask`: boolean (B, *G), False cells do not count."""
-        cells = hidden_states.flatten(1, -2)
-        seeds = self.seeds[None]
         mask = None if mask is None else mask.flatten(1)
+        cells = clear_masked(hidden_states.flatten(1, -2), mask)
+        seeds = self.seeds[None]
         pooled = seeds + self.attention(self.seeds_norm(seeds), cells, mask=mask)
         pooled = pooled + self.mlp(self.mlp_norm(pooled))
         return self.norm(pooled).flatten(1)

@@ -142,12 +142,33 @@ def test_a_fully_masked_line_gives_zeros_and_finite_gradients(backend):
     assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
 
 
-def test_masked_keys_may_hold_anything():
-    query, key, value = (states(1, 3, 5, 2, 4, seed=seed) for seed in range(3))
-    mask = states(1, 3, 5, seed=7) > 0
-    expected = axial_attention(query, key, value, 1, mask=mask)[0]
-    key[~mask], value[~mask] = 1e6, -1e6
-    torch.testing.assert_close(axial_attention(query, key, value, 1, mask=mask)[0], expected)
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, -torch.inf, 1e300])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_what_stands_in_masked_cells_has_no_effect(backend, axis, is_causal, content):
+    mask = states(2, 5, 3, 7, seed=4) > -0.3
+    mask[0, 2] = False  # whole lines
+    results = []
+    for filled in (0.0, content):
+        inputs = [states(2, 5, 3, 7, 2, 4, seed=seed).masked_fill(~mask[..., None, None], filled) for seed in range(3)]
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        output, weights = axial_attention(
+            *inputs, axis, mask=mask, is_causal=is_causal, attention_interface=BACKENDS[backend]
+        )
+        gradients = torch.autograd.grad(output[mask].sin().sum(), inputs)
+        results.append([output[mask], *gradients])
+    expected, _ = reference_axial_attention(*(tensor.detach() for tensor in inputs), axis, mask, is_causal)
+    torch.testing.assert_close(results[1][0], expected[mask], rtol=1e-12, atol=1e-12)
+    assert all(map(torch.equal, *results)) and all(tensor[~mask].abs().sum() == 0 for tensor in results[1][1:])
+
+
+def test_a_query_that_is_no_number_gives_none_unless_its_own_cell_is_masked():
+    query, key, mask = states(1, 3, 2, 4), states(1, 5, 2, 4, seed=1), torch.ones(1, 5, dtype=torch.bool)
+    query[0, 1] = torch.nan
+    mask[0, 1] = False  # a key of another grid
+    output, _ = axial_attention(query, key, key, 0, mask=mask)
+    assert output[0, 1].isnan().all() and output[0, [0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -274,6 +295,13 @@ def test_dropout_drops_and_keeps_the_expectation(backend):
     torch.manual_seed(0)
     output, _ = axial_attention(query, query, value, 1, dropout=0.5, attention_interface=BACKENDS[backend])
     assert output.std() > 0.01 and abs(output.mean() - 1) < 0.05
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_scores_of_float16_overflow_later_than_their_products(backend):
+    query = key = torch.full((1, 3, 1, 64), 40.0, dtype=torch.float16)  # 64 · 40² = 102,400, over 8 it is 12,800
+    output, _ = axial_attention(query, key, key, 0, attention_interface=BACKENDS[backend])
+    torch.testing.assert_close(output, key)
 
 
 def test_eager_softmax_runs_in_float32_for_half_precision():

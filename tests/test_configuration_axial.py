@@ -561,6 +561,41 @@ def test_override_reaches_what_derives_from_it(tmp_path):
         assert (config.hidden_size, config.head_dim, config.intermediate_size) == (60, 30, 240)
 
 
+def test_derived_values_are_not_stored_as_if_chosen(tmp_path):
+    sizes = {"hidden_size": 96, "num_attention_heads": 2}
+    AxialConfig(**sizes).save_pretrained(tmp_path / "derived")
+    AxialConfig(**sizes, head_dim=48, intermediate_size=7).save_pretrained(tmp_path / "chosen")
+    stored_fields = json.loads((tmp_path / "derived" / "config.json").read_text())
+    assert stored_fields["head_dim"] is None and stored_fields["intermediate_size"] is None
+    for opener in (AxialConfig, AutoConfig):
+        config = opener.from_pretrained(tmp_path / "derived", hidden_size=60)
+        assert (config.head_dim, config.intermediate_size) == (30, 240)
+        config = opener.from_pretrained(tmp_path / "chosen", hidden_size=60)
+        assert (config.head_dim, config.intermediate_size) == (48, 7)
+
+
+def test_derived_values_follow_what_they_derive_from():
+    config = AxialConfig(hidden_size=96, num_attention_heads=2)
+    config.hidden_size = 60
+    assert (config.head_dim, config.intermediate_size) == (30, 240)
+    config.num_attention_heads = 7
+    with pytest.raises(StrictDataclassClassValidationError, match="hidden_size=60 must be a multiple"):
+        config.validate()
+    config.head_dim = 9
+    config.hidden_size = 35
+    assert (config.head_dim, config.intermediate_size, config.to_dict()["head_dim"]) == (9, 140, 9)
+    config.head_dim = None
+    assert config.head_dim == 5 and copy.deepcopy(config) == config == AxialConfig.from_dict(config.to_dict())
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "num_labels"])
+def test_sizes_that_would_exhaust_the_memory_are_refused_on_reading(tmp_path, field):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "axial", field: 10**10}))
+    for opener in (AxialConfig, AutoConfig):
+        with pytest.raises((ValueError, StrictDataclassFieldValidationError), match="10000000000"):
+            opener.from_pretrained(tmp_path)
+
+
 def test_dictionary_is_left_alone():
     values = {"hidden_size": 96, "model_type": "axial", "zzz": 1}
     with pytest.warns(UserWarning, match="zzz"):

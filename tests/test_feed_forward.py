@@ -103,6 +103,21 @@ def test_convolution_equals_its_sum_over_neighbours(grid, hidden_act):
                 assert torch.allclose(output[(sample, *cell)], expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_masked_cells_are_beyond_the_edge_of_a_convolution(grid):
+    module, hidden_states = feed_forward("convolution", grid), states(2, *grid, HIDDEN)
+    mask = states(3, *grid)[1:] > -0.5
+    output = module(hidden_states.masked_fill(~mask[..., None], torch.nan), mask)
+    with torch.no_grad():
+        for sample in range(2):
+            used = [cell for cell in cells(grid) if mask[(sample, *cell)]]
+            assert 0 < len(used) < mask[sample].numel()
+            inner = slow_convolution(module.conv1, {cell: hidden_states[(sample, *cell)] for cell in used})
+            inner = {cell: activated(vector, "gelu") for cell, vector in inner.items()}
+            for cell, expected in slow_convolution(module.conv2, inner).items():
+                assert torch.allclose(output[(sample, *cell)], expected, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     ("grid", "position"), [((11,), (4,)), ((11, 7), (5, 2)), ((11, 7), (0, 6)), ((7, 11, 6), (3, 8, 1))], ids=str
 )

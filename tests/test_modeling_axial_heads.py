@@ -38,6 +38,47 @@ def test_losses_by_kind_of_label():
     torch.testing.assert_close(output.loss, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_class_indices_of_any_integer_type(dtype):
+    pixel_values, labels = torch.randn(3, 1, 10, 6), torch.tensor([0, 4, 2])
+    expected = make_model()(pixel_values, labels=labels).loss
+    assert torch.equal(make_model()(pixel_values, labels=labels.to(dtype)).loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+def test_several_classes_at_once_in_any_type(problem_type, dtype):
+    pixel_values, labels = torch.randn(3, 1, 10, 6), torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 1]])
+    model = make_model(problem_type=problem_type)
+    output = model(pixel_values, labels=labels.to(dtype))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, labels.float())
+    torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("chosen", ["at load", "afterwards"])
+def test_one_label_in_place_of_several_is_a_number_to_predict(tmp_path, chosen):
+    # As in transformers, where num_labels=1 means regression. As a choice among one class the loss would always be 0.
+    model, pixel_values, labels = make_model(), torch.randn(3, 1, 10, 6), torch.tensor([0, 4, 2])
+    model(pixel_values, labels=labels).loss.backward()
+    assert model.config.problem_type == "single_label_classification"
+    model.save_pretrained(tmp_path / "several")
+    if chosen == "at load":
+        model = AxialForImageClassification.from_pretrained(
+            tmp_path / "several", num_labels=1, ignore_mismatched_sizes=True
+        )
+    else:
+        config = AxialConfig.from_pretrained(tmp_path / "several")
+        config.num_labels = 1
+        model = AxialForImageClassification(config)
+    output = model(pixel_values, labels=labels)
+    torch.testing.assert_close(output.loss, (output.logits[:, 0] - labels).square().mean())
+    output.loss.backward()
+    assert model.classifier.weight.grad.abs().sum() > 0
+    model.save_pretrained(tmp_path / "one")
+    reloaded = AxialForImageClassification.from_pretrained(tmp_path / "one")
+    assert torch.equal(reloaded(pixel_values).logits, output.logits)
+
+
 def test_every_parameter_gets_a_gradient():
     model = make_model().train()
     model(torch.randn(3, 1, 10, 6), labels=torch.tensor([0, 4, 2])).loss.backward()

@@ -9,6 +9,7 @@ from modeling_axial.position_embeddings import (
     LearnedPositionEmbedding,
     RotaryPositionEmbedding,
     apply_rotary,
+    read_table,
     resample_table,
 )
 
@@ -220,3 +221,44 @@ def test_angles_are_computed_in_float32_at_least(dtype):
 def test_rotary_has_no_state():
     assert not RotaryPositionEmbedding(config_for((5, 3))).state_dict()
     assert not list(RotaryPositionEmbedding(config_for((5, 3))).buffers())
+
+
+# ---- learned tables under a mask ----
+
+
+def test_under_a_mask_tables_are_spread_over_the_bounding_box_of_each_sample():
+    module = learned((5, 3))
+    hidden_states = states(4, 7, 11, HEADS * HEAD_DIM, seed=9)
+    boxes = [(range(1, 6), range(4, 7)), (range(7), range(11)), (range(3, 5), range(10, 11)), (range(7), range(11))]
+    mask = torch.zeros(4, 7, 11, dtype=torch.bool)
+    for index, (rows, columns) in enumerate(boxes[:3]):  # corners are enough, and the last has no cell at all
+        mask[index, rows[0], columns[0]] = mask[index, rows[-1], columns[-1]] = True
+    output = module(hidden_states, mask)
+    for index, (rows, columns) in enumerate(boxes):
+        of_rows, of_columns = (
+            linearly_resampled(module.axis_0, len(rows)),
+            linearly_resampled(module.axis_1, len(columns)),
+        )
+        expected = hidden_states[index, rows][:, columns] + of_rows[:, None] + of_columns
+        torch.testing.assert_close(output[index, rows][:, columns], expected, rtol=1e-13, atol=1e-13)
+    native = hidden_states[0, 1:6, 4:7] + module.axis_0[:, None] + module.axis_1
+    assert torch.equal(output[0, 1:6, 4:7], native), "a box of native size gets the rows themselves"
+
+
+def test_a_table_is_read_at_any_position_and_clamped_at_its_edges():
+    table = states(5, 3)
+    positions = torch.tensor([[-2.0, 0.0, 0.25], [3.5, 4.0, 9.0]], dtype=torch.float64)
+    read = read_table(table, positions)
+    expected = [table[0], table[0], 0.75 * table[0] + 0.25 * table[1], (table[3] + table[4]) / 2, table[4], table[4]]
+    torch.testing.assert_close(read, torch.stack(expected).view(2, 3, 3))
+
+
+def test_the_table_is_read_deterministically_on_every_device():
+    # Backward of torch's own resampling has no deterministic form on CUDA, and refuses to run when one is asked for.
+    table = states(5, 3).requires_grad_()
+    nodes, todo = set(), [resample_table(table, 7).grad_fn]
+    while todo:
+        node = todo.pop()
+        nodes.add(type(node).__name__)
+        todo += [parent for parent, _ in node.next_functions if parent is not None]
+    assert "IndexBackward0" in nodes and not any("Upsample" in name for name in nodes)
