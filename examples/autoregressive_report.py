@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from image_classification_data import printable
+from image_classification_report import quoted
 from matplotlib.figure import Figure
 from torch.utils.data import Dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from modeling_axial import AxialForCausalImageModeling
 
@@ -102,6 +104,32 @@ def draw_completions(
     )
 
 
+def classes_of_judge(classifier: str, num_classes: int | None) -> torch.Tensor:
+    """
+    For each class of a classifier, the class of the model that it stands for, `(num_classes,)`: by its name, `0`, `1`,
+    ..., as digits are called, or by its number, where the classifier has no names of its own (`LABEL_0`, ...).
+
+    Raises:
+        `ValueError`: for another number of classes, or other names.
+    """
+    config = AutoConfig.from_pretrained(classifier)
+    if config.num_labels != num_classes:
+        raise ValueError(
+            f"the classifier {classifier} has {config.num_labels} classes, the model num_classes={num_classes}; they "
+            "must be the same"
+        )
+    names = [str(config.id2label[index]) for index in range(num_classes)]
+    if names == [f"LABEL_{index}" for index in range(num_classes)]:
+        return torch.arange(num_classes)
+    of_model = [str(index) for index in range(num_classes)]
+    if sorted(names) != sorted(of_model):
+        raise ValueError(
+            f"the classifier {classifier} has the classes {names}, the model {of_model}; give the config.json of the "
+            "classifier these names in id2label, in the order of its classes"
+        )
+    return torch.tensor([of_model.index(name) for name in names])
+
+
 @torch.no_grad()
 def recognised_share(
     model: AxialForCausalImageModeling,
@@ -112,8 +140,9 @@ def recognised_share(
 ) -> float:
     """
     The share of pictures, drawn at temperature 1 for each class in turn, that a classifier takes for what they are to
-    be. `classifier`: a checkpoint whose class `i` is that of the model.
+    be. `classifier`: a checkpoint whose classes are those of the model, in any order.
     """
+    classes = classes_of_judge(classifier, model.config.num_classes)
     judge = AutoModelForImageClassification.from_pretrained(classifier).eval()
     processor = AutoImageProcessor.from_pretrained(classifier)
     labels = torch.arange(num_images) % model.config.num_classes
@@ -126,7 +155,7 @@ def recognised_share(
     )
     pictures = to_levels(drawn, model.config.vocab_size)
     pictures = [picture[..., 0] if picture.shape[-1] == 1 else picture for picture in pictures]
-    predicted = judge(**processor(pictures, return_tensors="pt")).logits.argmax(-1)
+    predicted = classes[judge(**processor(pictures, return_tensors="pt")).logits.argmax(-1)]
     return (predicted == labels).float().mean().item()
 
 
@@ -138,8 +167,11 @@ def write_model_card(
     guidance_scale: float,
     hub_model_id: str | None,
 ) -> None:
-    """Writes `README.md`: the data, bits per dimension on what was held out, what else was measured, and the use."""
-    name = hub_model_id or output_dir.resolve().name
+    """
+    Writes `README.md`: what the model was trained on, what it was measured on and the bits per dimension there, what
+    else was measured, and the use.
+    """
+    name = hub_model_id or printable(output_dir.resolve().name)
     result = EvalResult(
         task_type="unconditional-image-generation",
         task_name="Autoregressive image modelling",
@@ -165,7 +197,10 @@ def write_model_card(
 
 # {name.rpartition("/")[2]}
 
-An autoregressive Axial Transformer, trained by `examples/train_autoregressive_image.py`. Data: {data.name}.
+An autoregressive Axial Transformer.
+
+- Trained by `examples/train_autoregressive_image.py` on {data.trained_on}.
+- Measured on {data.measured_on}.
 
 | measured | |
 |---|---|
@@ -197,4 +232,4 @@ def generate_arguments(data, guidance_scale: float) -> str:
 
 def loading_line(checkpoint: str) -> str:
     """The line of Python that loads a trained model."""
-    return f'model = AutoModelForCausalLM.from_pretrained("{checkpoint}", trust_remote_code=True)'
+    return f"model = AutoModelForCausalLM.from_pretrained({quoted(checkpoint)}, trust_remote_code=True)"

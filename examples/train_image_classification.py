@@ -11,12 +11,14 @@ hand, saves a checkpoint and exits with code 143 (a launcher of several processe
 """
 
 import sys
+import unicodedata
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from image_classification_data import Digits, HubPictures, PictureFolder, RandomAffine
+from image_classification_data import Digits, HubPictures, PictureFolder, RandomAffine, readable_pictures
 from image_classification_report import (
     attention_silenced,
     baseline_accuracies,
@@ -27,7 +29,7 @@ from image_classification_report import (
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from training_run import RunArguments, TrainingArguments, TrainingRun, described, make_adamw, push_to_hub
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 
 from modeling_axial import AxialConfig
 from modeling_axial.image_processing_axial import AxialImageProcessor
@@ -54,6 +56,7 @@ class DataArguments:
     label_column_name: str = described("label", "and where their classes.")
     train_dir: str | None = described(None, "Instead, a folder with one subfolder of pictures for each class.")
     validation_dir: str | None = described(None, "The same for pictures to evaluate on.")
+    skip_broken: bool = described(False, "Leave out pictures that cannot be read, instead of refusing to start.")
     dataloader_num_workers: int = described(0, "Processes that read pictures; 0 reads them in the main process.")
 
 
@@ -73,10 +76,24 @@ def main() -> None:
     accelerator, output_dir = run.accelerator, run.output_dir
 
     data = load_data(data_arguments)
+    for note in data.notes:
+        accelerator.print(note)
     model, processor = load_model(model_arguments, data.label_names)
+    data.label_names = class_names(model.config)
     model.base_model.requires_grad_(not model_arguments.freeze_backbone)
     optimizer = make_adamw(model.parameters(), training)
     train_data, validation_data = data.datasets(processor)
+    if not isinstance(data, Digits):
+        train_data, validation_data = (
+            readable_pictures(
+                part,
+                data.label_names,
+                accelerator,
+                data_arguments.dataloader_num_workers,
+                data_arguments.skip_broken,
+            )
+            for part in (train_data, validation_data)
+        )
     run.load(train_data, data_arguments.dataloader_num_workers)
     validation_loader = run.load_validation(validation_data, data_arguments.dataloader_num_workers)
     augment = RandomAffine(
@@ -125,6 +142,7 @@ def main() -> None:
 
 
 def load_data(arguments: DataArguments) -> Digits | HubPictures | PictureFolder:
+    check_not_empty(arguments, "dataset_name", "train_dir", "validation_dir")
     folders = [arguments.train_dir, arguments.validation_dir]
     if (arguments.dataset_name is None) == (folders == [None, None]):
         raise ValueError("give either --dataset_name, or --train_dir and --validation_dir")
@@ -138,7 +156,11 @@ def load_data(arguments: DataArguments) -> Digits | HubPictures | PictureFolder:
 
 
 def load_model(arguments: ModelArguments, label_names: list[str]):
-    """A model with a classifier for the labels, and its image processor."""
+    """
+    A model with a classifier for the labels, and its image processor. The config of the model tells the order of the
+    classes: that of the checkpoint, if it has the same.
+    """
+    check_not_empty(arguments, "model_name_or_path", "config_name")
     labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
     if (arguments.model_name_or_path is None) == (arguments.config_name is None):
         raise ValueError("give either --model_name_or_path (a trained model) or --config_name (a new one)")
@@ -151,10 +173,33 @@ def load_model(arguments: ModelArguments, label_names: list[str]):
         height, width = config.image_shape
         processor = AxialImageProcessor(size={"height": height, "width": width}, num_channels=config.num_channels)
         return AutoModelForImageClassification.from_config(config), processor
-    model = AutoModelForImageClassification.from_pretrained(
-        arguments.model_name_or_path, **labels, ignore_mismatched_sizes=arguments.ignore_mismatched_sizes
+    stored = class_names(AutoConfig.from_pretrained(arguments.model_name_or_path))
+    if sorted(stored) == sorted(label_names):
+        labels = {}
+    model, loaded = AutoModelForImageClassification.from_pretrained(
+        arguments.model_name_or_path,
+        **labels,
+        ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
+        output_loading_info=True,
     )
+    if labels and not loaded["missing_keys"] and not loaded["mismatched_keys"]:
+        warnings.warn(
+            f"the classifier of {arguments.model_name_or_path} is kept for other classes: {stored} of the checkpoint "
+            f"become {label_names}",
+            stacklevel=2,
+        )
     return model, AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
+
+
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """The names of the classes in the order of their numbers, in the Unicode form NFC as those of the data."""
+    return [unicodedata.normalize("NFC", str(config.id2label[index])) for index in range(config.num_labels)]
+
+
+def check_not_empty(arguments, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) == "":
+            raise ValueError(f"--{name} is an empty text; leave it out, or say which")
 
 
 @torch.no_grad()

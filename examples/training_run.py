@@ -318,7 +318,8 @@ def push_to_hub(output_dir: Path, hub_model_id: str | None, token: str | None, m
         commit_message=message,
     ).oid
     card = (output_dir / "README.md").read_text(encoding="utf-8")
-    pinned = re.sub(r'from_pretrained\("[^"]*", ', f'from_pretrained("{repo_id}", revision="{commit}", ', card)
+    literal = r"""(["'])(?:\\.|(?!\1)[^\\])*\1"""  # of a text in Python
+    pinned = re.sub(rf"from_pretrained\({literal}, ", f'from_pretrained("{repo_id}", revision="{commit}", ', card)
     api.upload_file(
         repo_id=repo_id,
         path_or_fileobj=pinned.encode(),

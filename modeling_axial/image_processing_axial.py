@@ -1,21 +1,29 @@
 """Pictures -> pixel_values: opens picture files, brings any picture to the channels, size and range of the model."""
 
+import difflib
+import json
 import os
+import warnings
+from collections.abc import Iterable
 from io import BytesIO
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, infer_channel_dimension_format
-from transformers.processing_utils import ImagesKwargs
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling
+from transformers.processing_utils import ImagesKwargs, Unpack
 
 # Pillow opens more than these, but EPS would start Ghostscript, an ICO can hide a picture larger than its header says,
 # and a truncated JPEG 2000 opens as a coarser picture without a word.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
 MAX_PIXELS = 1024**3 // 12  # 89,478,485, 256 MiB of RGB: where Pillow begins to warn of decompression bombs
 ARRAY_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+# What transformers stores in preprocessor_config.json, or has stored, without being an option.
+KEYS_OF_TRANSFORMERS = frozenset(
+    {"auto_map", "image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys"}
+)
 
 
 def read_image(path_or_bytes: str | os.PathLike | bytes) -> Image.Image:
@@ -98,15 +106,16 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
 def picture_from_array(pixels: np.ndarray, input_data_format: str | ChannelDimension | None = None) -> Image.Image:
     """(H, W), (H, W, C) or (C, H, W) with C 1, 3 (RGB) or 4 (RGBA), values as for `to_uint8` -> L, RGB or RGBA picture.
 
+    Where the first and the last dim may both be the channels, the first one is taken, as everywhere in transformers,
+    with a warning, unless `input_data_format` says which.
+
     Raises:
         ValueError: no pixels, or another number of channels.
     """
     if 0 in pixels.shape:
         raise ValueError(f"a picture needs at least one pixel, got shape {pixels.shape}")
     if pixels.ndim == 3:
-        if input_data_format is None and not {pixels.shape[0], pixels.shape[-1]} & set(ARRAY_CHANNELS):
-            raise ValueError(f"a picture has 1, 3 or 4 channels, first or last, got shape {pixels.shape}")
-        layout = ChannelDimension(input_data_format or infer_channel_dimension_format(pixels, ARRAY_CHANNELS))
+        layout = ChannelDimension(input_data_format or _layout(pixels.shape))
         if layout == ChannelDimension.FIRST:
             pixels = np.moveaxis(pixels, 0, -1)
         if pixels.shape[-1] not in ARRAY_CHANNELS:
@@ -114,6 +123,20 @@ def picture_from_array(pixels: np.ndarray, input_data_format: str | ChannelDimen
         if pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
     return Image.fromarray(np.ascontiguousarray(to_uint8(pixels)))
+
+
+def _layout(shape: tuple[int, int, int]) -> ChannelDimension:
+    """As `infer_channel_dimension_format` of transformers, which warns by its log alone."""
+    first, last = shape[0] in ARRAY_CHANNELS, shape[-1] in ARRAY_CHANNELS
+    if not first and not last:
+        raise ValueError(f"a picture has 1, 3 or 4 channels, first or last, got shape {shape}")
+    if first and last:
+        warnings.warn(
+            f"an array of shape {shape} may be a picture with its channels first or last; they are taken to be first. "
+            'Say which with input_data_format="channels_first" or "channels_last".',
+            stacklevel=2,
+        )
+    return ChannelDimension.FIRST if first else ChannelDimension.LAST
 
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
@@ -139,6 +162,8 @@ def convert_channels(image: Image.Image, num_channels: int) -> Image.Image:
     Transparency is composited on white. Grey is the luma of ITU-R 601-2, 0.299 R + 0.587 G + 0.114 B.
     """
     mode = "L" if num_channels == 1 else "RGB"
+    if image.mode == "La":  # premultiplied; Pillow converts it to nothing else
+        image = image.convert("LA")
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.has_transparency_data:
@@ -173,10 +198,14 @@ class AxialImageProcessor(PilBackend):
     pictures saturate there, and transparency is dropped instead of composited. For those call the processor yourself,
     on `read_image(path)`. A PIL picture is taken as it lies: its EXIF turn is applied by `read_image` or the pipeline.
 
+    An option that the constructor does not know is refused. In a preprocessor_config.json it is left out with a
+    warning, so that a file of a newer transformers still opens. `from_pretrained` ignores keywords that are no options,
+    because pipelines hand it those of the model.
+
     Raises:
         TypeError: not a picture (paths are not opened here: use `read_image`), or pixels that are no numbers.
         ValueError: no picture at all, wrong rank or number of channels, values out of range, a damaged file behind a
-            PIL picture that is not loaded yet, `num_channels` neither 1 nor 3.
+            PIL picture that is not loaded yet, `num_channels` neither 1 nor 3, an unknown option.
     """
 
     valid_kwargs = AxialImageProcessorKwargs
@@ -189,6 +218,42 @@ class AxialImageProcessor(PilBackend):
     do_normalize = True
     image_mean = 0.5
     image_std = 0.5
+
+    def __init__(self, **kwargs: Unpack[AxialImageProcessorKwargs]):
+        for message in self._unknown(kwargs).values():
+            raise ValueError(message)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def _unknown(cls, keys: Iterable[str]) -> dict[str, str]:
+        """{key that is no option: what to say of it}."""
+        names = list(cls.valid_kwargs.__annotations__)
+        messages = {}
+        for key in keys:
+            if key not in names and key not in KEYS_OF_TRANSFORMERS:
+                nearest = difflib.get_close_matches(key, names, n=1)
+                suggestion = f": did you mean {nearest[0]!r}?" if nearest else "."
+                messages[key] = f"{cls.__name__} has no option {key!r}{suggestion}"
+        return messages
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs) -> Any:
+        unknown = cls._unknown(image_processor_dict)
+        for message in unknown.values():
+            warnings.warn(f"{message} Ignored.", stacklevel=2)
+        known = {key: value for key, value in image_processor_dict.items() if key not in unknown}
+        return super().from_dict(known, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Any:
+        with open(json_file, encoding="utf-8") as file:
+            return cls.from_dict(json.load(file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without attributes that are no options, which the constructor would refuse."""
+        values = super().to_dict()
+        unknown = self._unknown(values)
+        return {key: value for key, value in values.items() if key not in unknown}
 
     def _standardize_kwargs(self, *args, num_channels: int | None = None, **kwargs) -> dict:
         if type(num_channels) is not int or num_channels not in (1, 3):
