@@ -76,6 +76,7 @@ from training_run import push_to_hub
 
 class Data:
     name, hub_id, license, label_names = "pictures", "imagefolder", "mit", ["zero", "one", "two"]
+    trained_on, measured_on = "pictures", "other pictures"
 
 
 model.save_pretrained(folder / "trained")

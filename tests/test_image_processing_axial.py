@@ -12,7 +12,8 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import ExifTags, Image, ImageFile
-from transformers.image_utils import load_image
+from transformers import AutoImageProcessor
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
 
 from modeling_axial import image_processing_axial
 from modeling_axial.image_processing_axial import FORMATS, MAX_PIXELS, AxialImageProcessor, read_image, to_uint8
@@ -291,6 +292,8 @@ COLOURS = {
     "red, opaque": (new("RGBA", (*RED, 255)), RED, 76),
     "grey with alpha": (new("LA", (0, 128)), (127,) * 3, 127),
     "premultiplied alpha": (new("RGBa", (0, 0, 0, 128)), (127,) * 3, 127),
+    "premultiplied grey": (new("La", (64, 128)), (191,) * 3, 191),  # 128 under half of a white
+    "premultiplied grey, opaque": (new("La", (200, 255)), (200,) * 3, 200),
     "padded RGB": (new("RGBX", (*RED, 0)), RED, 76),
     "palette": (palette(RED), RED, 76),
     "palette, colour transparent": (palette(RED, transparency=1), WHITE, 255),
@@ -336,6 +339,12 @@ def test_colours(picture, rgb, grey):
         pixels = raw_pixels(picture, num_channels)
         assert pixels.shape == (HEIGHT, WIDTH, num_channels)
         assert np.unique(pixels.reshape(-1, num_channels), axis=0).tolist() == [color]
+
+
+@pytest.mark.parametrize("mode", Image.MODES)
+def test_every_mode_of_pillow(mode):
+    for num_channels in (1, 3):
+        assert raw_pixels(Image.new(mode, (WIDTH, HEIGHT)), num_channels).shape == (HEIGHT, WIDTH, num_channels)
 
 
 def test_lab_to_its_8_bits():
@@ -391,6 +400,23 @@ def test_input_data_format_decides_where_the_shape_does_not():
     picture = NOISE[:4]  # (4, 7, 3) may be four channels of 7 x 3
     np.testing.assert_array_equal(raw_pixels(picture, 3, input_data_format="channels_last"), picture)
     assert raw_pixels(picture, 3, input_data_format="channels_first").shape == (WIDTH, 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 11, 3), (1, 11, 3), (4, 5, 3), (3, 5, 4), (3, 3, 3)], ids=str)
+def test_an_ambiguous_layout_is_said(shape):
+    """The first dim is taken for the channels, as `infer_channel_dimension_format` of transformers does."""
+    picture = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    processor = AxialImageProcessor(do_resize=False)
+    with pytest.warns(UserWarning, match='taken to be first.* input_data_format="channels_first"') as caught:
+        values = processor(picture).pixel_values[0]
+    assert len(caught) == 1 and infer_channel_dimension_format(picture, (1, 3, 4)) == ChannelDimension.FIRST
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(values, processor(picture, input_data_format="channels_first").pixel_values[0])
+        last = processor(picture, input_data_format="channels_last").pixel_values[0]
+        assert last.shape == (3, *shape[:2])
+        processor([NOISE, np.moveaxis(NOISE, -1, 0), NOISE[..., 0]])  # and where nothing is ambiguous
+        processor(Image.fromarray(NOISE[:, :3]))
 
 
 # --- the processor ----------------------------------------------------------------------------------------------------
@@ -490,6 +516,38 @@ BAD_PICTURES = {
 def test_bad_pictures_are_refused(picture, error, message):
     with pytest.raises(error, match=message):
         AxialImageProcessor()(picture, return_tensors="pt")
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [("sise", "did you mean 'size'"), ("num_chanels", "did you mean 'num_channels'"), ("zoom", r"no option 'zoom'\.")],
+)
+def test_unknown_options_are_refused_and_read_with_a_warning(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        AxialImageProcessor(**{option: 1})
+    AxialImageProcessor(size=13).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    of_other_tools = {"processor_class": "AxialProcessor", "feature_extractor_type": "AxialFeatureExtractor"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | of_other_tools | {option: 1}))
+    for read in (
+        lambda: AxialImageProcessor.from_pretrained(tmp_path),
+        lambda: AutoImageProcessor.from_pretrained(tmp_path),
+        lambda: AxialImageProcessor.from_json_file(file),
+    ):
+        with pytest.warns(UserWarning, match=message) as caught:
+            processor = read()
+        assert len(caught) == 1 and processor.size["height"] == 13
+        assert option not in processor.to_dict() and not hasattr(processor, option)
+
+
+def test_what_a_processor_stores_makes_it_again(tmp_path):
+    processor = AxialImageProcessor(**CHOICES)
+    processor.save_pretrained(tmp_path)
+    processor.note = "an attribute of the user"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for again in (AxialImageProcessor(**processor.to_dict()), AxialImageProcessor.from_pretrained(tmp_path)):
+            assert again.to_dict() == processor.to_dict()
 
 
 def test_bad_options_are_refused():

@@ -1,9 +1,25 @@
-"""How drawn pictures are laid out."""
+"""How drawn pictures are laid out, how a classifier judges them, and the model card."""
+
+import json
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
-from examples.autoregressive_report import tile, to_levels
+from examples.autoregressive_data import DATA_SETS, Tokens
+from examples.autoregressive_report import (
+    classes_of_judge,
+    loading_line,
+    recognised_share,
+    tile,
+    to_levels,
+    write_model_card,
+)
+from examples.image_classification_data import Digits
+from tests.conftest import ROOT
 
 
 def test_levels():
@@ -27,3 +43,77 @@ def test_pictures_are_tiled_row_by_row():
 def test_a_clip_is_a_row_of_its_frames():
     clips = np.arange(2 * 3, dtype=np.uint8).reshape(2, 3, 1, 1, 1)
     assert tile(clips, columns=1, border=0)[..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """Copies of the classifier of this repository with its class `i` at `order.index(i)`, and other names."""
+
+    def make(order, names):
+        for name in ("config.json", "preprocessor_config.json"):
+            stored = json.loads((ROOT / name).read_text())
+            del stored["auto_map"]
+            if name == "config.json":
+                stored["id2label"] = dict(enumerate(names))
+                stored["label2id"] = {name: number for number, name in enumerate(names)}
+            (tmp_path / name).write_text(json.dumps(stored))
+        weights = load_file(ROOT / "model.safetensors")
+        for name in ("classifier.weight", "classifier.bias"):
+            weights[name] = weights[name][order].clone()
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        return str(tmp_path)
+
+    return make
+
+
+ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+
+
+class Forger:
+    """Stands for a model: what it draws are digits that it has seen, ten of each class."""
+
+    config = SimpleNamespace(num_classes=10, vocab_size=256)
+    device = "cpu"
+
+    def generate(self, num_images, class_labels, **options):
+        pictures = torch.from_numpy(Digits().pictures)[:, None].long()
+        return pictures[500 * class_labels + torch.arange(num_images) // 10]  # sorted by class
+
+
+def test_the_classes_of_a_judge_are_matched_by_name(judge):
+    names = [str(number) for number in ORDER]
+    assert classes_of_judge(str(ROOT), 10).tolist() == list(range(10))
+    shares = [recognised_share(Forger(), folder, 100, torch.Generator()) for folder in (str(ROOT), judge(ORDER, names))]
+    assert shares[0] == shares[1] > 0.9
+
+
+def test_a_judge_without_names_is_taken_by_number(judge):
+    assert classes_of_judge(judge(ORDER, [f"LABEL_{number}" for number in range(10)]), 10).tolist() == list(range(10))
+
+
+def test_a_judge_of_other_classes_is_refused(judge):
+    folder = judge(ORDER, ["cat", "dog", *"23456789"])
+    with pytest.raises(ValueError, match=r"has the classes \['cat', 'dog', '2', .* the model \['0', '1'.*id2label"):
+        classes_of_judge(folder, 10)
+    with pytest.raises(ValueError, match="has 10 classes, the model num_classes=7; they must be the same"):
+        classes_of_judge(folder, 7)
+
+
+def test_a_model_card_tells_what_was_learnt_from_what_was_measured(tmp_path):
+    parts = {
+        "digits": ("4,000 digits of MNIST", "1,000 other digits of MNIST", "1,000 of them held out"),
+        "photographs": ("coffee, motorcycle_left and rocket", "astronaut and chelsea", "astronaut and chelsea"),
+        "film": ("the first 96 frames", "the last 24 frames", "the last 24 frames"),
+    }
+    for name, (trained_on, measured_on, in_metadata) in parts.items():
+        data = object.__new__(DATA_SETS[name])  # without reading the pictures
+        data.held_out = Tokens(np.zeros((7, 1, 2, 3), np.uint8), 256)
+        folder = tmp_path / f"it's {name}"
+        folder.mkdir()
+        write_model_card(folder, data, 1.5, {}, 1.0, None)
+        card = ModelCard.load(folder / "README.md")
+        trained, measured = [line for line in card.text.splitlines() if line.startswith("- ")]
+        assert trained_on in trained and trained.startswith("- Trained by") and measured_on not in trained
+        assert measured_on in measured and measured.startswith("- Measured on")
+        assert in_metadata in card.data.eval_results[0].dataset_name
+        assert loading_line(f"it's {name}") in card.text

@@ -3,14 +3,24 @@
 import hashlib
 import importlib.util
 import math
+import os
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
-from examples.image_classification_data import Digits, HubPictures, PictureFolder, RandomAffine, digits_path
+from examples.image_classification_data import (
+    Digits,
+    HubPictures,
+    PictureFolder,
+    RandomAffine,
+    digits_path,
+    readable_pictures,
+)
 from modeling_axial import AxialImageProcessor
 
 # The digits
@@ -92,8 +102,7 @@ def test_a_folder_is_read_class_by_class(folders):
         ("a/0.png", "a/2.png", None, "only the class 'a'; there must be two"),
         ("a/0.png b/1.png", "a/2.png", "train/c/", "the class folder .*c is empty"),
         ("a/0.png b/1.png", "a/2.png", "train/9.png", "9.png lies beside the classes"),
-        ("a/0.png b/1.png", "a/2.png", "validation/a/notes.txt", "notes.txt is no picture by its name"),
-        ("a/0.png b/1.png", "a/2.png", "validation/a/more/", "more is no picture by its name"),
+        ("a/0.png b/1.png", "a/2.png", "validation/a/more/", "more is a folder; pictures lie directly in the folder"),
     ],
 )
 def test_a_wrong_folder_is_named(folders, tmp_path, train, validation, additional, message):
@@ -112,12 +121,117 @@ def test_an_empty_folder_is_named(tmp_path):
         PictureFolder(str(tmp_path / "train"), str(tmp_path / "train"))
 
 
+def test_files_that_are_no_pictures_are_left_out_and_said(folders, tmp_path):
+    arguments = folders(train="a/0.png b/1.png", validation="a/2.JPEG b/3.Tif")
+    assert PictureFolder(*arguments).notes == []
+    for name in ("train/a/Thumbs.db", "train/a/.x", "train/b/no_suffix", "train/notes.txt", "validation/b/list.csv"):
+        (tmp_path / name).touch()
+    data = PictureFolder(*arguments)
+    assert [len(part) for part in data.datasets(AxialImageProcessor())] == [2, 2]
+    (note,) = data.notes
+    assert note.startswith("4 files are no pictures by their names: ")
+    assert all(name in note for name in ("Thumbs.db", "notes.txt", "list.csv", "no_suffix"))
+    (tmp_path / "train" / "c").mkdir()
+    (tmp_path / "train" / "c" / "list.csv").touch()
+    with pytest.raises(ValueError, match="the class folder .*c is empty; .* a file whose name ends in one of .bmp"):
+        PictureFolder(*arguments)
+
+
+def test_a_class_that_is_not_measured_is_said(folders):
+    data = PictureFolder(*folders(train="cat/0.png dog/1.png owl/2.png", validation="dog/3.png"))
+    (note,) = data.notes
+    assert note.endswith("validation has no pictures of ['cat', 'owl']: they are not measured")
+    assert (data.trained_on, data.measured_on) == ("the folder `train`", "the folder `validation`")
+
+
+def test_classes_may_be_links(folders, tmp_path):
+    arguments = folders(train="a/0.png b/1.png", validation="a/2.png", elsewhere="pictures/3.png pictures/4.png")
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "elsewhere" / "pictures", target_is_directory=True)
+    data = PictureFolder(*arguments)
+    assert data.label_names == ["a", "b", "c"] and len(data.datasets(AxialImageProcessor())[0]) == 4
+    (tmp_path / "train" / "d").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="d is a link to what is not there"):
+        PictureFolder(*arguments)
+
+
+NFC, NFD = (unicodedata.normalize(form, "Äpfel") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize("train, validation", [(NFC, NFD), (NFD, NFC)], ids=["nfc", "nfd"])
+def test_classes_are_compared_in_nfc(folders, train, validation):
+    data = PictureFolder(*folders(train=f"{train}/0.png Birnen/1.png", validation=f"{validation}/2.png"))
+    assert data.label_names == ["Birnen", NFC]
+    assert [part[len(part) - 1][1] for part in data.datasets(AxialImageProcessor(size=4))] == [1, 1]
+
+
+def test_one_class_in_two_unicode_forms_is_refused(folders):
+    names = f"{NFC}/0.png {NFD}/1.png Birnen/2.png"
+    with pytest.raises(ValueError, match=r"'A\\u0308pfel' and '\\xc4pfel' of .* have one name, 'Äpfel'"):
+        PictureFolder(*folders(train=names, validation="Birnen/3.png"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_class_whose_name_is_no_utf8_is_refused(folders, tmp_path):
+    arguments = folders(train="a/0.png b/1.png", validation="a/2.png")
+    os.mkdir(os.fsencode(tmp_path / "train") + b"/caf\xe9")
+    with pytest.raises(ValueError, match=r"the class folder .*caf\\udce9' is no UTF-8"):
+        PictureFolder(*arguments)
+
+
 def test_a_damaged_picture_is_named_when_it_is_read(folders, tmp_path):
     data = PictureFolder(*folders(train="a/0.png b/1.png", validation="a/2.png"))
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"no picture")
     train, _ = data.datasets(AxialImageProcessor())
     with pytest.raises(ValueError, match="1.png does not open as a picture"):
         train[1]
+
+
+@pytest.fixture
+def damaged(folders, tmp_path):
+    """Training pictures 1 and 4 of 5 are damaged, one of them by its values alone."""
+    data = PictureFolder(*folders(train="a/0.png a/1.png b/2.png b/3.png b/4.tif", validation="a/5.png"))
+    (tmp_path / "train" / "a" / "1.png").write_bytes((tmp_path / "train" / "a" / "0.png").read_bytes()[:50])
+    Image.new("F", (5, 4), 255.0).save(tmp_path / "train" / "b" / "4.tif")
+    return data
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_pictures_are_found_before_training(damaged, num_workers):
+    train, validation = damaged.datasets(AxialImageProcessor(size=4))
+    accelerator = Accelerator(cpu=True)
+    state = torch.get_rng_state()
+    assert readable_pictures(validation, damaged.label_names, accelerator, num_workers) is validation
+    message = r"2 of 5 pictures cannot be read: .*1.png is truncated .*4.tif: .*\[0, 1\].*out by --skip_broken"
+    with pytest.raises(ValueError, match=message):
+        readable_pictures(train, damaged.label_names, accelerator, num_workers)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_damaged_pictures_are_left_out(damaged, tmp_path, capsys):
+    train, _ = damaged.datasets(AxialImageProcessor(size=4))
+    accelerator = Accelerator(cpu=True)
+    kept = readable_pictures(train, damaged.label_names, accelerator, skip_broken=True)
+    assert [kept[index][1] for index in range(len(kept))] == [0, 1, 1]
+    printed = capsys.readouterr().out
+    assert "2 of 5 pictures cannot be read" in printed and "1.png" in printed and "They are left out." in printed
+    (tmp_path / "train" / "a" / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"Without them no picture of \['a'\] is left"):
+        readable_pictures(train, damaged.label_names, accelerator, skip_broken=True)
+
+
+def test_classes_are_numbered_in_the_order_of_their_names(folders, tmp_path):
+    """Also in that of a checkpoint, which may be another than that of the data."""
+    train_dir, validation_dir = folders(train="cat/a.png dog/b.png owl/c.png", validation="dog/v.png owl/w.png")
+    processor = AxialImageProcessor(size=4)
+    for data in (PictureFolder(train_dir, validation_dir), HubPictures(str(tmp_path))):
+        data.label_names = ["owl", "cat", "dog"]
+        for part, expected in zip(data.datasets(processor), ([1, 2, 0], [2, 0]), strict=True):
+            assert [part[index][1] for index in range(len(part))] == part.labels == expected
+    digits = Digits()
+    digits.label_names = digits.label_names[::-1]
+    blank = lambda pictures, return_tensors: {"pixel_values": torch.zeros(len(pictures))}  # noqa: E731
+    for part, rows in zip(digits.datasets(blank), (~digits.held_out, digits.held_out), strict=True):
+        assert torch.equal(part.tensors[1], 9 - torch.from_numpy(digits.labels[rows]))
 
 
 # Data sets as `datasets` reads them
@@ -137,6 +251,24 @@ def test_a_data_set_has_the_items_of_its_folders(folders, tmp_path):
             assert torch.equal(pixel_values, expected_values) and label == expected_label
 
 
+def test_a_damaged_row_is_named(folders, tmp_path):
+    folders(train="cat/a.png dog/b.png dog/c.png", validation="dog/v.png")
+    (tmp_path / "train" / "dog" / "c.png").write_bytes((tmp_path / "train" / "dog" / "b.png").read_bytes()[:50])
+    data = HubPictures(str(tmp_path))
+    train, _ = data.datasets(AxialImageProcessor(size=4))
+    with pytest.raises(ValueError, match="1 of 3 pictures cannot be read: row 2 of the split train"):
+        readable_pictures(train, data.label_names, Accelerator(cpu=True))
+    assert len(readable_pictures(train, data.label_names, Accelerator(cpu=True), skip_broken=True)) == 2
+    assert data.trained_on == f"the split train of `{tmp_path.name}`"
+    assert data.measured_on == f"the split validation of `{tmp_path.name}`"
+
+
+def test_a_data_set_with_a_class_in_two_unicode_forms_is_refused(folders, tmp_path):
+    folders(train=f"{NFC}/a.png {NFD}/b.png", test=f"{NFC}/c.png {NFD}/d.png")
+    with pytest.raises(ValueError, match="has the classes .'Äpfel'. twice, in two Unicode forms"):
+        HubPictures(str(tmp_path))
+
+
 def test_a_data_set_without_what_is_needed_is_named(folders, tmp_path):
     folders(train="dog/a.png cat/c.png")
     with pytest.raises(ValueError, match=r"has the splits \['train'\]; it must have train, and validation or test"):
@@ -146,16 +278,23 @@ def test_a_data_set_without_what_is_needed_is_named(folders, tmp_path):
         HubPictures(str(tmp_path), label_column="kind")
 
 
-def test_a_data_set_whose_labels_are_kept_secret_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "names, test_labels, message",
+    [
+        (["cat", "dog"], [-1, 1, None], "2 pictures in split 'test' .* have no label"),
+        (["cat"], [0], "has only the class 'cat'; there must be two at least"),
+    ],
+)
+def test_a_data_set_whose_labels_are_kept_secret_or_one_is_named(tmp_path, names, test_labels, message):
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as Picture
 
-    features = Features({"image": Picture(), "label": ClassLabel(names=["cat", "dog"])})
-    for split, labels in (("train", [0, 1]), ("test", [-1, 1, None])):
+    features = Features({"image": Picture(), "label": ClassLabel(names=names)})
+    for split, labels in (("train", [0, 0]), ("test", test_labels)):
         pictures = [Image.new("L", (5, 4))] * len(labels)
         rows = Dataset.from_dict({"image": pictures, "label": labels}, features=features)
         rows.to_parquet(str(tmp_path / f"{split}.parquet"))
-    with pytest.raises(ValueError, match="2 pictures in split 'test' .* have no label"):
+    with pytest.raises(ValueError, match=message):
         HubPictures(str(tmp_path))
 
 

@@ -1,8 +1,14 @@
 """What the example tells about a model: attention maps, silenced attention, the figure, the model card."""
 
+import ast
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.data import TensorDataset
 
@@ -11,6 +17,7 @@ from examples.image_classification_report import (
     attention_silenced,
     baseline_accuracies,
     draw_predictions,
+    loading_lines,
     write_model_card,
 )
 from modeling_axial import AxialConfig, AxialForImageClassification
@@ -125,14 +132,65 @@ def test_figure_of_other_models(tmp_path, size, overrides):
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
+def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
+    names = {
+        "Ba$$in": "Ba$$in",
+        "$x^2$": "$x^2$",
+        "\\frac{": "\\frac{",
+        "a\nb  c": "a b c",
+        "日本": "日本",  # which the font lacks
+        "c" * 120: "c" * 15 + "…",
+        "": "",
+    }
+    figures, savefig = [], Figure.savefig
+
+    def recorded(figure, *args, **options):
+        figures.append(figure)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
+    labels = torch.arange(len(names))
+    dataset = TensorDataset(torch.rand(len(names), 1, 6, 10), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_predictions(tmp_path / "figure.png", make_model(), dataset, labels, labels, list(names))
+    (figure,) = figures
+    titles = [panel.title for panel in figure.subfigs[0].axes[: len(names)]]
+    assert [title.get_text() for title in titles] == list(names.values())
+    assert not any(title.get_parse_math() for title in titles)
+
+
+HARD_NAMES = ["it's", 'say "hi"', "both ' and \"", "a\\b", "back\\", "new\nline", "日本"]
+HARD_NAMES += ["null", "2024", "1:30", "no", "a:b #c"]  # to YAML
+
+
+@pytest.mark.parametrize("name", HARD_NAMES)
+def test_a_name_is_text_in_a_model_card_and_in_the_lines_that_load_it(tmp_path, name):
+    for line in loading_lines(name):
+        (call,) = [node for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)]
+        assert ast.literal_eval(call.args[0]) == name
+    data = SimpleNamespace(
+        **{"name": name, "hub_id": "imagefolder", "license": None, "label_names": ["a", "b"]},
+        **{"trained_on": f"the folder `{name}`", "measured_on": f"the folder `{name}`"},
+    )
+    (tmp_path / name).mkdir()
+    write_model_card(tmp_path / name, data, {"this model": 0.5}, None)
+    text = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+    (model,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+    assert model["name"] == name and model["results"][0]["dataset"]["name"] == name
+    assert "\n".join(loading_lines(name)) in text
+
+
 def test_model_card(tmp_path):
     class Data:
         name, hub_id, license, label_names = "cats, and others", "imagefolder", None, ["cat", "other"]
+        trained_on, measured_on = "many cats", "few cats"
 
     write_model_card(tmp_path, Data, {"this model": 0.123456789, "another": 0.5}, "user/cats")
     card = ModelCard.load(tmp_path / "README.md")
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("cats, and others", "accuracy", 0.123457)
     assert card.data.license is None and card.data.model_name == "user/cats"
+    assert "image_classification.py` on many cats.\n- Measured on few cats.\n" in card.text
     assert "| this model | 12.35% |\n| another | 50.00% |" in card.text
     assert 'from_pretrained("user/cats", trust_remote_code=True)' in card.text and "revision=" in card.text

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from examples import train_autoregressive_image
-from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
+from modeling_axial import AxialConfig, AxialDecoderConfig, AxialForCausalImageModeling
 from modeling_axial.training import checkpoints, read_metrics
 from tests.conftest import ROOT
 from tests.examples import test_train_image_classification as classification
@@ -189,6 +189,15 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest():
         assert (id(weight) in of_muon) == in_block, name
         if not in_block:
             assert of_adamw[id(weight)] == (0.5 if weight.ndim > 1 else 0.0), name
+
+
+def test_a_judge_of_other_classes_is_refused_before_training(monkeypatch, tmp_path):
+    AxialConfig(id2label=dict(enumerate("abcdefghij"))).save_pretrained(tmp_path)
+    arguments = ["--config_name=digits_autoregressive", "--dataset_name=digits", f"--classifier={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'run'}"])
+    with pytest.raises(ValueError, match=r"has the classes \['a', 'b', .* the model \['0', '1'"):
+        train_autoregressive_image.main()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

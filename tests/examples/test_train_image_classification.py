@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,8 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file
 
-from examples import training_run
+from examples import image_classification_report, train_image_classification, training_run
+from modeling_axial import AxialForImageClassification
 from modeling_axial.training import MetricsLog, checkpoints, read_metrics
 from tests.conftest import ROOT
 
@@ -215,6 +217,12 @@ def test_model_card_and_picture(unbroken, name):
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("accuracy", pytest.approx(measured, abs=1e-6))
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-classification")
+    trained_on, measured_on = {
+        "digits": ("4,000 digits of MNIST", "1,000 other digits of MNIST"),
+        "pictures": ("the folder `train`", "the folder `validation`"),
+    }[name]
+    assert f" on {trained_on}.\n- Measured on {measured_on}.\n" in card.text
+    assert result.dataset_name == ("MNIST, 5,000 digits" if name == "digits" else "validation")
     assert f"| {measured:.2%} |" in card.text and "trust_remote_code=True" in card.text
     with Image.open(folder / "predictions.png") as picture:
         assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(2**24)) > 100
@@ -314,6 +322,79 @@ def test_fine_tuning_with_other_classes(unbroken, inputs, tmp_path):
     assert list(config["id2label"].values()) == ["blue", "green", "red"] and config["image_size"] == 28
 
 
+@pytest.fixture(scope="module")
+def reordered(unbroken, tmp_path_factory):
+    """The classifier of the pictures, with its classes in another order."""
+    folder = tmp_path_factory.mktemp("reordered") / "checkpoint"
+    model = AxialForImageClassification.from_pretrained(unbroken["pictures"][0])
+    order = [2, 0, 1]
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter[order].clone())
+    model.config.id2label = {number: model.config.id2label[old] for number, old in enumerate(order)}
+    model.config.label2id = {name: number for number, name in model.config.id2label.items()}
+    model.save_pretrained(folder)
+    shutil.copy(unbroken["pictures"][0] / "preprocessor_config.json", folder)
+    return folder
+
+
+def test_a_checkpoint_with_the_same_classes_keeps_their_order(unbroken, reordered, inputs, tmp_path):
+    lines = read_metrics(unbroken["pictures"][0] / "metrics.jsonl")
+    arguments = without(pictures_arguments(inputs, tmp_path / "run"), "config_name")
+    arguments += [f"--model_name_or_path={reordered}", "--max_train_steps=1", "--learning_rate=0"]
+    exit_code, printed = train(*arguments)
+    assert exit_code == 0 and "is kept for other classes" not in printed, printed
+    (line,) = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "accuracy" in line]
+    assert line["accuracy"] == [line["accuracy"] for line in lines if "accuracy" in line][-1]
+    id2label = json.loads((tmp_path / "run" / "config.json").read_text())["id2label"]
+    assert id2label == {"0": "red", "1": "blue", "2": "green"}
+
+
+def load_model(checkpoint, label_names):
+    arguments = train_image_classification.ModelArguments(model_name_or_path=str(checkpoint))
+    return train_image_classification.load_model(arguments, label_names)[0]
+
+
+def test_a_classifier_kept_for_other_classes_is_said(reordered, tmp_path):
+    with pytest.warns(UserWarning, match=r"\['red', 'blue', 'green'\] of the .* become \['a', 'b', 'c'\]") as caught:
+        model = load_model(reordered, ["a", "b", "c"])
+    assert len(caught) == 1 and model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert torch.equal(model.classifier.weight, load_file(reordered / "model.safetensors")["classifier.weight"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_model(reordered, ["blue", "green", "red"]).config.id2label == {0: "red", 1: "blue", 2: "green"}
+        model.axial.save_pretrained(tmp_path)  # without a classifier, and so with nothing that is kept
+        shutil.copy(reordered / "preprocessor_config.json", tmp_path)
+        assert load_model(tmp_path, ["a", "b", "c"]).config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_classes_of_a_checkpoint_are_compared_in_nfc(reordered, tmp_path):
+    folder = shutil.copytree(reordered, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "Za\u0308une", "1": "green", "2": "blue"}  # as macOS writes ä
+    config["label2id"] = {name: int(number) for number, name in config["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = load_model(folder, ["blue", "green", "Z\u00e4une"])
+    assert train_image_classification.class_names(model.config) == ["Z\u00e4une", "green", "blue"]
+
+
+def test_damaged_pictures_end_a_run_before_its_first_step_or_are_left_out(inputs, tmp_path):
+    for part in ("train", "validation"):
+        shutil.copytree(inputs / part, tmp_path / part)
+    bad = tmp_path / "train" / "green" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    (tmp_path / "train" / "green" / "Thumbs.db").touch()
+    arguments = [*pictures_arguments(tmp_path, tmp_path / "run"), f"--config_name={inputs / 'pictures.json'}"]
+    exit_code, printed = train(*arguments)
+    assert exit_code == 1 and f"1 of 20 pictures cannot be read: {bad} is truncated or damaged" in printed, printed
+    assert f"1 files are no pictures by their names: {bad.parent / 'Thumbs.db'}" in printed
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    exit_code, printed = train(*arguments, "--skip_broken", "--max_train_steps=1")
+    assert exit_code == 0 and "They are left out." in printed, printed
+
+
 def test_a_frozen_backbone_stays_and_the_classifier_learns(unbroken, inputs, tmp_path):
     start = unbroken["pictures"][0]
     arguments = without(pictures_arguments(inputs, tmp_path / "run"), "config_name")
@@ -390,7 +471,9 @@ def test_a_recipe_and_bf16(unbroken, inputs, tmp_path):
     assert 1e-6 < abs(lines[0]["loss"] / in_float32 - 1) < 2e-2  # of the same weights and pictures
 
 
-def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
+@pytest.fixture
+def hub_calls(monkeypatch):
+    """What a stand-in for the Hub, put into its place, is asked for."""
     calls = {}
 
     class Api:
@@ -407,8 +490,12 @@ def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
         def upload_file(self, path_or_fileobj, **arguments):
             calls["card"] = path_or_fileobj.decode()
 
-    folder = unbroken["pictures"][0]
     monkeypatch.setattr(training_run, "HfApi", Api)
+    return calls
+
+
+def test_the_upload_leaves_out_the_checkpoints(unbroken, hub_calls):
+    folder, calls = unbroken["pictures"][0], hub_calls
     training_run.push_to_hub(folder, None, "secret", "Train")
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     uploaded = set(filter_repo_objects(files, ignore_patterns=calls["ignore_patterns"]))
@@ -416,6 +503,16 @@ def test_the_upload_leaves_out_the_checkpoints(unbroken, monkeypatch):
     assert {"model.safetensors", "config.json", "README.md", "predictions.png", "metrics.jsonl"} <= uploaded
     assert not [name for name in uploaded if "checkpoint-" in name or name == ".lock"]
     assert calls["card"].count(f'from_pretrained("user/run", revision="{"0" * 40}", trust_remote_code=True)') == 2
+
+
+@pytest.mark.parametrize("name", ["run", "it's", 'say "hi", ', "a\\", "both ' and \\\" ", "日本"])
+def test_the_loading_lines_of_an_upload_are_pinned(hub_calls, tmp_path, name):
+    lines = "\n".join(image_classification_report.loading_lines(name))
+    (tmp_path / "README.md").write_text(lines, encoding="utf-8")
+    training_run.push_to_hub(tmp_path, "run", None, "Train")
+    pinned = f'"user/run", revision="{"0" * 40}"'
+    assert hub_calls["card"] == lines.replace(image_classification_report.quoted(name), pinned)
+    assert hub_calls["card"].count(pinned) == 2
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -448,6 +545,7 @@ def test_sigterm_saves_and_the_run_goes_on(unbroken, inputs, tmp_path, name):
         (["--lr_scheduler_type=wild"], "wild is not a valid SchedulerType"),
         (["--learning_rat=1"], "unknown arguments: --learning_rat=1"),
         (["--validation_dir={}"], "is empty; it must hold one folder of pictures for each class"),
+        (["--train_dir="], "--train_dir is an empty text"),
         (["--augment_scale=1"], "scale must be in [0, 1), got 1.0"),
         (["--with_tracking", "--report_to=tensorboard"], "tensorboard"),
     ],
