@@ -166,8 +166,8 @@ def printable(text: str | Path) -> str:
 
 
 def first_few(things: Sequence) -> str:
-    """`a, b, c` or, of many things, `a, b, c, d, e, ...`."""
-    return ", ".join([*map(printable, things[:NAMED]), *(["..."] if len(things) > NAMED else [])])
+    """`a; b; c` or, of many things, `a; b; c; d; e; ...`."""
+    return "; ".join([*map(printable, things[:NAMED]), *(["..."] if len(things) > NAMED else [])])
 
 
 def _visible(folder: Path) -> list[Path]:

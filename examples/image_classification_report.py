@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from modeling_axial import AxialForImageClassification, AxialSelfAttention, InducedAxialAttention
 
 COLUMNS = 10
-LONGEST_NAME = 16  # of a class, in letters: what fits above a picture
+LINE_LENGTH = 13  # in letters: what fits above a picture
 
 
 @contextmanager
@@ -98,9 +98,12 @@ def draw_predictions(
         for panel, index in zip(panels, indices, strict=False):
             predicted, true = _shortened(label_names[predictions[index]]), _shortened(label_names[labels[index]])
             right = bool(predictions[index] == labels[index])
+            error = f"{predicted} ≠ {true}"
+            if len(error) > LINE_LENGTH:
+                error = f"{predicted}\n≠ {true}"
             panel.imshow(_stretched(dataset[index][0]), cmap="gray")
             panel.set_title(
-                predicted if right else f"{predicted} ≠ {true}",
+                predicted if right else error,
                 color="green" if right else "red",
                 fontsize=9,
                 parse_math=False,  # a name may hold dollar signs
@@ -115,7 +118,7 @@ def draw_predictions(
 def _shortened(name: str) -> str:
     """The name of a class in one line."""
     name = " ".join(name.split())
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return name if len(name) <= LINE_LENGTH else name[: LINE_LENGTH - 1] + "…"
 
 
 def _draw_attention(figure, model: AxialForImageClassification, pixel_values: torch.Tensor) -> None:

@@ -139,7 +139,7 @@ def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
         "\\frac{": "\\frac{",
         "a\nb  c": "a b c",
         "日本": "日本",  # which the font lacks
-        "c" * 120: "c" * 15 + "…",
+        "c" * 120: "c" * 12 + "…",
         "": "",
     }
     figures, savefig = [], Figure.savefig

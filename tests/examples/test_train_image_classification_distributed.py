@@ -1,5 +1,6 @@
 """The training script on two processes: the same run as on one, and as safe from kills."""
 
+import shutil
 import subprocess
 import sys
 
@@ -155,3 +156,19 @@ def test_launch_configurations_pass_the_checks_of_the_launcher(path, monkeypatch
         plugin = FullyShardedDataParallelPlugin()
         plugin.set_auto_wrap_policy(AxialModel(load_preset("digits")))
         assert plugin.fsdp_version == 2 and plugin.auto_wrap_policy.keywords == {"transformer_layer_cls": {AxialLayer}}
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_processes_that_meet_damaged_pictures_stop_together(inputs, tmp_path):
+    """Each reads every other picture; all tell what any has found."""
+    for part in ("train", "validation"):
+        shutil.copytree(inputs / part, tmp_path / part)
+    damaged = [tmp_path / "train" / "blue" / f"{number}.png" for number in (2, 3)]
+    for path in damaged:
+        path.write_bytes(b"no picture")
+    arguments = [*pictures_arguments(tmp_path, tmp_path / "run"), f"--config_name={inputs / 'pictures.json'}"]
+    exit_code, printed = launch(SCRIPT, arguments)
+    assert exit_code == 1, printed
+    messages = [line for line in printed.splitlines() if "ValueError: 2 of 20 pictures cannot be read" in line]
+    assert len(messages) >= 2 and all(str(path) in line for path in damaged for line in messages), printed
