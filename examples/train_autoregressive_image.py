@@ -34,7 +34,7 @@ from training_run import (
     RunArguments,
     TrainingArguments,
     TrainingRun,
-    check_positive,
+    check_at_least,
     described,
     make_adamw,
     push_to_hub,
@@ -66,9 +66,7 @@ class DataArguments:
         for name in ("config_name", "dataset_name"):
             if getattr(self, name) is None:
                 raise ValueError(f"--{name} is missing; the recipes in configuration/training have it")
-        check_positive(self, "num_classified")
-        if self.guidance_scale < 1:
-            raise ValueError(f"guidance_scale must be at least 1, got {self.guidance_scale}")
+        check_at_least(1, self, "num_classified", "guidance_scale")
 
 
 @dataclass
@@ -83,8 +81,7 @@ class AutoregressiveTrainingArguments(TrainingArguments):
         super().__post_init__()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        if self.augment_shift < 0:
-            raise ValueError(f"augment_shift must not be negative, got {self.augment_shift}")
+        check_at_least(0, self, "augment_shift")
 
 
 def main() -> None:
@@ -136,7 +133,8 @@ def main() -> None:
     if accelerator.is_main_process:
         model.save_pretrained(output_dir)
         print(f"{measured:.4f} bits per dimension on {len(data.held_out)} held-out examples: {data.measured_on}")
-        enable_progress_bar()
+        if sys.stderr.isatty():
+            enable_progress_bar()
         generator = seeded_generator(training.seed)
         draw_samples(output_dir / "samples.png", model, generator, arguments.guidance_scale)
         draw_completions(output_dir / "completions.png", model, data.held_out, generator, arguments.guidance_scale)

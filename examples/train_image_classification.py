@@ -6,8 +6,10 @@ Train an image classifier, on one CPU or many GPUs, and resume it exactly when i
         --train_dir pictures/train --validation_dir pictures/validation
 
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. `output_dir` gets
-the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints of the run. SIGTERM finishes the step at
-hand, saves a checkpoint and exits with code 143 (a launcher of several processes exits with its own).
+the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints of the run. SIGTERM and
+Ctrl-C finish the step at hand, save a checkpoint and exit with code 143 and 130 (a launcher of several processes exits
+with its own, and waits for 30 seconds); a second one exits at once. With `--resume_from_checkpoint latest` the run goes
+on, also a finished one that is to have more steps.
 """
 
 import sys
@@ -28,7 +30,15 @@ from image_classification_report import (
 )
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
-from training_run import RunArguments, TrainingArguments, TrainingRun, described, make_adamw, push_to_hub
+from training_run import (
+    RunArguments,
+    TrainingArguments,
+    TrainingRun,
+    check_at_least,
+    described,
+    make_adamw,
+    push_to_hub,
+)
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 
 from modeling_axial import AxialConfig
@@ -58,6 +68,9 @@ class DataArguments:
     validation_dir: str | None = described(None, "The same for pictures to evaluate on.")
     skip_broken: bool = described(False, "Leave out pictures that cannot be read, instead of refusing to start.")
     dataloader_num_workers: int = described(0, "Processes that read pictures; 0 reads them in the main process.")
+
+    def __post_init__(self):
+        check_at_least(0, self, "dataloader_num_workers")
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What the training scripts share: their common arguments, and a run that no interruption harms."""
 
+import json
 import math
 import re
 import sys
@@ -14,23 +15,27 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub import HfApi
 from torch.nn.utils import get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, SchedulerType, get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_axial.training import (
-    STOPPED_EXIT_CODE,
     FixedArguments,
     MetricsLog,
     ResumableSampler,
     StopRequest,
     end_processes,
     find_checkpoint,
+    ignore_stop_signals,
     load_state,
     lock_folder,
     save_state,
 )
+
+# All of transformers but those that follow a measured number instead of the step.
+SCHEDULES = sorted({schedule.value for schedule in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
 
 
 def described(default, text: str):
@@ -38,11 +43,13 @@ def described(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
-def check_positive(arguments, *names: str) -> None:
+def check_at_least(smallest: int, arguments, *names: str) -> None:
+    """`ValueError` for an argument that is less, infinite or no number; None passes."""
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None and not smallest <= value < math.inf:
+            finite = "finite and " if isinstance(value, float) else ""
+            raise ValueError(f"{name} must be {finite}at least {smallest}, got {value}")
 
 
 @dataclass
@@ -55,19 +62,64 @@ class TrainingArguments:
     gradient_accumulation_steps: int = described(1, "Batches whose gradients are added up for one optimizer step.")
     learning_rate: float = described(1e-3, "Largest learning rate of the schedule.")
     weight_decay: float = described(0.05, "On all parameters but biases and norms.")
-    max_grad_norm: float = described(1.0, "Gradients are scaled down to this Euclidean norm.")
-    lr_scheduler_type: str = described("cosine", "A schedule of transformers: linear, cosine, constant, ...")
+    max_grad_norm: float = described(
+        1.0, "Gradients are scaled down to this Euclidean norm; 0 leaves them as they are."
+    )
+    lr_scheduler_type: str = described("cosine", f"A schedule of transformers: {', '.join(SCHEDULES)}.")
+    lr_scheduler_kwargs: str | None = described(None, 'More about the schedule, as JSON: {"min_lr_rate": 0.1}.')
     num_warmup_steps: int = described(0, "Optimizer steps over which the learning rate rises from 0.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = described(None, "None follows `accelerate launch`.")
     seed: int = described(0, "Of the initial weights, the order of the data, dropout and augmentation.")
 
     def __post_init__(self):
-        check_positive(
+        check_at_least(
+            1,
             self,
             "num_train_epochs",
             "max_train_steps",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
+        )
+        check_at_least(0, self, "learning_rate", "weight_decay", "num_warmup_steps")
+        if not self.max_grad_norm >= 0:
+            raise ValueError(
+                f"max_grad_norm must be at least 0, which leaves gradients alone, got {self.max_grad_norm}"
+            )
+        if not 0 <= self.seed < 2**31:  # processes add their number, and NumPy takes 32 bits
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """That there is such a schedule, and that its learning rates are finite and not negative."""
+        if self.lr_scheduler_type not in SCHEDULES:
+            raise ValueError(f"lr_scheduler_type must be one of {', '.join(SCHEDULES)}, got {self.lr_scheduler_type!r}")
+        if self.lr_scheduler_type == "constant" and self.num_warmup_steps:
+            raise ValueError(
+                f"lr_scheduler_type=constant has no num_warmup_steps={self.num_warmup_steps}: take constant_with_warmup"
+            )
+        if self.lr_scheduler_type.startswith("constant") and self.lr_scheduler_kwargs is not None:
+            raise ValueError(f"lr_scheduler_type={self.lr_scheduler_type} takes no lr_scheduler_kwargs: leave them out")
+        try:
+            steps = self.max_train_steps or 1000 + self.num_warmup_steps
+            json.dumps(json.loads(self.lr_scheduler_kwargs or "{}"), allow_nan=False)
+            schedule = self.make_schedule(torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate), steps)
+            rates = [schedule.lr_lambdas[0](steps * i // 100) for i in range(101)]
+            if not all(0 <= rate < math.inf for rate in rates):
+                raise ValueError(f"the learning rate is multiplied by {min(rates):g} to {max(rates):g}")
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs={self.lr_scheduler_kwargs} does not fit lr_scheduler_type="
+                f"{self.lr_scheduler_type}: {error}"
+            ) from error
+
+    def make_schedule(self, optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
+        """The schedule of the learning rate of an optimizer, a function of the step alone."""
+        return get_scheduler(
+            self.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=self.num_warmup_steps,
+            num_training_steps=num_training_steps,
+            scheduler_specific_kwargs=json.loads(self.lr_scheduler_kwargs or "{}"),
         )
 
 
@@ -86,7 +138,7 @@ class RunArguments:
     hub_token: str | None = described(None, "Default: the token that `hf auth login` has stored.")
 
     def __post_init__(self):
-        check_positive(self, "per_device_eval_batch_size", "logging_steps", "checkpoints_total_limit")
+        check_at_least(1, self, "per_device_eval_batch_size", "logging_steps", "checkpoints_total_limit")
         if self.checkpointing_steps != "epoch" and not re.fullmatch("[1-9][0-9]*", self.checkpointing_steps):
             raise ValueError(f"checkpointing_steps must be `epoch` or at least 1, got {self.checkpointing_steps!r}")
 
@@ -121,6 +173,7 @@ class TrainingRun:
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # said so, or several processes on CPUs would not find each other
             gradient_accumulation_steps=training.gradient_accumulation_steps,
+            step_scheduler_with_optimizer=False,  # it would step once for every process, and not where fp16 overflows
             mixed_precision=training.mixed_precision,
             log_with=run.report_to if run.with_tracking else None,
             project_dir=self.output_dir,
@@ -153,6 +206,7 @@ class TrainingRun:
                 batch_size=training.per_device_train_batch_size,
                 sampler=self.sampler,
                 num_workers=num_workers,
+                worker_init_fn=ignore_stop_signals,
                 generator=torch.Generator(),
             ),
             accelerator.device,
@@ -171,6 +225,7 @@ class TrainingRun:
             dataset,
             batch_size=self.run.per_device_eval_batch_size,
             num_workers=num_workers,
+            worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),
         )
         return self.accelerator.prepare(loader)
@@ -185,7 +240,8 @@ class TrainingRun:
         also_saved: tuple = (),
     ) -> torch.nn.Module:
         """
-        Trains from the checkpoint that was asked for, or from zero, to the last step. Returns the prepared model.
+        Trains from the checkpoint that was asked for, or from zero, to the last step. Returns the prepared model. A
+        checkpoint may be of a run with another number of steps: the schedule is that of the new number from then on.
 
         Args:
             batch_loss: (prepared model, batch) -> (mean loss over the examples of this process, their number).
@@ -195,45 +251,58 @@ class TrainingRun:
 
         Raises:
             `FloatingPointError`: for a loss that is not finite, and instead of saving weights that are not.
-            `SystemExit`: with STOPPED_EXIT_CODE, when SIGTERM has asked to stop and a checkpoint is saved.
+            `SystemExit`: with STOPPED_EXIT_CODE or INTERRUPTED_EXIT_CODE, when SIGTERM or SIGINT has asked to stop and
+                a checkpoint is saved.
+            `ValueError`: if the checkpoint was made with other arguments, or is behind the last step.
         """
         training, run, accelerator, sampler = self.training, self.run, self.accelerator, self.sampler
         total_steps = training.max_train_steps or training.num_train_epochs * self.steps_per_epoch
-        schedules = [
-            get_scheduler(
-                training.lr_scheduler_type,
-                optimizer,
-                # Accelerate moves the schedule on once for every process.
-                num_warmup_steps=training.num_warmup_steps * accelerator.num_processes,
-                num_training_steps=total_steps * accelerator.num_processes,
-            )
-            for optimizer in optimizers
-        ]
+        schedules = [training.make_schedule(optimizer, total_steps) for optimizer in optimizers]
         shape_of_run = asdict(training) | {"mixed_precision": accelerator.mixed_precision}
         shape_of_run |= {
             f"config.{name}": value for name, value in model.config.to_dict().items() if name != "transformers_version"
         }
         model, *prepared = accelerator.prepare(model, *optimizers, *schedules)
         optimizers, schedules = prepared[: len(optimizers)], prepared[len(optimizers) :]
-        accelerator.register_for_checkpointing(sampler, FixedArguments(**shape_of_run), *also_saved)
+        fixed = FixedArguments(free=("num_train_epochs", "max_train_steps"), **shape_of_run)
+        accelerator.register_for_checkpointing(sampler, fixed, *also_saved)
 
         set_seed(training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
         step = 0
         if self._checkpoint is not None:
             step = load_state(accelerator, self._checkpoint)
+            if step > total_steps:
+                raise ValueError(
+                    f"{self._checkpoint} is behind the last of {total_steps} steps: raise max_train_steps or "
+                    "num_train_epochs, or start a new run in another folder"
+                )
             accelerator.print(f"Resuming from {self._checkpoint}.")
+            before = optimizers[0].param_groups[0]["lr"]
+            for schedule in schedules:
+                schedule.scheduler.last_epoch = step - 1
+                schedule.step()
+            if (now := schedules[0].get_last_lr()[0]) != before:
+                accelerator.print(
+                    f"The schedule is now that of {total_steps} steps: after step {step} the learning rate is "
+                    f"{now:.3g} instead of {before:.3g}."
+                )
         elif run.resume_from_checkpoint is not None:
             accelerator.print(f"There is no checkpoint in {self.output_dir} yet: starting from zero.")
         log = MetricsLog(self.output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
         if run.with_tracking:
             accelerator.init_trackers(Path(sys.argv[0]).stem, asdict(training))
 
+        # None: a bar on a terminal, and without one lines instead.
+        progress = tqdm(total=total_steps, initial=step, disable=None if accelerator.is_main_process else True)
+
         def report(**values: float) -> None:
             if log is not None:
                 log.write(step, **values)
             accelerator.log(values, step)
+            if progress.disable:
+                numbers = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+                accelerator.print(f"step {step} of {total_steps}: {numbers}", flush=True)
 
-        progress = tqdm(total=total_steps, initial=step, disable=not accelerator.is_main_process)
         step_loss = torch.zeros((), device=accelerator.device)
         stop = StopRequest(accelerator)
         model.train()
@@ -248,11 +317,9 @@ class TrainingRun:
                     accelerator.backward(loss * training.gradient_accumulation_steps)  # it divides by that number
                     step_loss += loss.detach()
                     if accelerator.sync_gradients:
-                        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+                        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
                     for optimizer in optimizers:
                         optimizer.step()
-                    for schedule in schedules:
-                        schedule.step()
                     for optimizer in optimizers:
                         optimizer.zero_grad()
                 sampler.advance(samples)
@@ -260,6 +327,8 @@ class TrainingRun:
                     continue
 
                 step += 1
+                for schedule in schedules:
+                    schedule.step()
                 after_step(model)
                 progress.update()
                 last = step == total_steps
@@ -293,7 +362,7 @@ class TrainingRun:
                         f"Stopped as asked, with step {step} saved: --resume_from_checkpoint latest goes on."
                     )
                     end_processes(accelerator)
-                    sys.exit(STOPPED_EXIT_CODE)
+                    sys.exit(stop.exit_code)
                 if last:
                     break
         stop.close()

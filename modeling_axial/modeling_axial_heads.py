@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
@@ -13,6 +14,17 @@ from .forward_keywords import refuse_unknown_keywords
 from .modeling_axial import AxialModel, AxialPreTrainedModel, MeanPooling
 
 
+def classification_loss(labels, logits, config: AxialConfig, num_items_in_batch=None, **kwargs) -> torch.Tensor:
+    """
+    transformers' loss; with `num_items_in_batch`, the number of labels in all batches that `Trainer` accumulates, their
+    sum over that number, where transformers does so for cross-entropy alone.
+    """
+    loss = ForSequenceClassificationLoss(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
+    if num_items_in_batch is None or config.problem_type == "single_label_classification":
+        return loss
+    return loss * (labels.numel() / num_items_in_batch)
+
+
 @auto_docstring(custom_intro="Class logits: a linear classifier on the pooled grid of the axial trunk.")
 class AxialForImageClassification(AxialPreTrainedModel):
     def __init__(self, config: AxialConfig):
@@ -20,6 +32,7 @@ class AxialForImageClassification(AxialPreTrainedModel):
         self.num_labels = config.num_labels or 0
         self.axial = AxialModel(config)
         self.classifier = nn.Linear(config.pooled_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
+        self.loss_function = classification_loss
         self.post_init()
 
     @can_return_tuple

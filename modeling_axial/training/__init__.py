@@ -3,10 +3,11 @@
 from .arguments import FixedArguments, parse_arguments
 from .checkpoints import find_checkpoint, load_state, lock_folder, save_state
 from .metrics import MetricsLog, read_metrics
-from .processes import STOPPED_EXIT_CODE, StopRequest, end_processes
+from .processes import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, StopRequest, end_processes, ignore_stop_signals
 from .sampler import ResumableSampler, seeded_generator
 
 __all__ = [
+    "INTERRUPTED_EXIT_CODE",
     "STOPPED_EXIT_CODE",
     "FixedArguments",
     "MetricsLog",
@@ -14,6 +15,7 @@ __all__ = [
     "StopRequest",
     "end_processes",
     "find_checkpoint",
+    "ignore_stop_signals",
     "load_state",
     "lock_folder",
     "parse_arguments",

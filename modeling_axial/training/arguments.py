@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,10 +15,13 @@ def parse_arguments(*dataclass_types: type, argv: Sequence[str]) -> tuple:
     Parses `[recipe.yaml] [--name value ...]` into one instance of each dataclass.
 
     A recipe is a command line written as YAML: a mapping from argument names to values. What is given on the command
-    line overrides it, and both pass the same checks. `null` leaves an argument at its default.
+    line overrides it, and both pass the same checks: a value is the text that stands there, so `no` is the text `no`,
+    and only `null`, `~` or nothing leaves an argument at its default. A leading `~` or `~user` in a text is expanded to
+    a home directory, as a shell does with the words of a command line.
 
     Raises:
-        `ValueError`: if the recipe is not such a mapping, or a key is no argument; the nearest name is suggested.
+        `ValueError`: if the recipe is not such a mapping, has a key twice, or a key is no argument; the nearest name is
+            suggested.
         `SystemExit`: as in argparse, for an argument that is unknown, missing or has a wrong value.
     """
     names = [field.name for dataclass_type in dataclass_types for field in fields(dataclass_type)]
@@ -31,25 +34,40 @@ def parse_arguments(*dataclass_types: type, argv: Sequence[str]) -> tuple:
     )
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
+    for instance in instances:
+        for name, value in vars(instance).items():
+            if isinstance(value, str):
+                setattr(instance, name, os.path.expanduser(value))
     return tuple(instances)
 
 
 def _recipe_arguments(path: str | os.PathLike, names: Sequence[str]) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        recipe = yaml.safe_load(file)
-    if not isinstance(recipe, dict):
-        raise ValueError(f"the recipe {path} must be a mapping from argument names to values, got {recipe!r}")
-    arguments = []
-    for name, value in recipe.items():
+    with open(os.path.expanduser(path), encoding="utf-8") as file:
+        try:
+            recipe = yaml.compose(
+                file, yaml.SafeLoader
+            )  # values as they are written: YAML 1.1 would read `no` as False
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"the recipe {path} cannot be read as YAML: {error}") from error
+    if not isinstance(recipe, yaml.MappingNode):
+        raise ValueError(f"the recipe {path} must be a mapping from argument names to values")
+    arguments = {}
+    for key, value in recipe.value:
+        name = key.value
         if name not in names:
             nearest = difflib.get_close_matches(str(name), names, n=1)
             suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"the recipe {path} has the key {name!r}, which is no argument{suggestion}")
-        if isinstance(value, dict | list):
-            raise ValueError(f"the recipe {path} gives {name} = {value!r}; it must be a single value")
-        if value is not None:
-            arguments.append(f"--{name}={value}")
-    return arguments
+        line = value.start_mark.line + 1
+        if name in arguments:
+            raise ValueError(f"the recipe {path} gives {name} twice, again in line {line}; leave one of them out")
+        if not isinstance(value, yaml.ScalarNode) or value.tag not in yaml.SafeLoader.yaml_constructors:
+            raise ValueError(
+                f"the recipe {path} gives {name} in line {line} more than a single value without a tag; a text with "
+                "brackets or braces needs quotes"
+            )
+        arguments[name] = [] if value.tag == "tag:yaml.org,2002:null" else [f"--{name}={value.value}"]
+    return sum(arguments.values(), [])
 
 
 class FixedArguments:
@@ -58,17 +76,19 @@ class FixedArguments:
     Register it with `accelerator.register_for_checkpointing`.
 
     Args:
+        free: names of values that a checkpoint holds, and that may change.
         values: the arguments that shape the course of a run, as plain values.
     """
 
-    def __init__(self, **values: Any):
+    def __init__(self, free: Collection[str] = (), **values: Any):
+        self.free = frozenset(free)
         self.values = values
 
     def state_dict(self) -> dict[str, Any]:
         return self.values
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in sorted(state_dict.keys() | self.values.keys()):
+        for name in sorted((state_dict.keys() | self.values.keys()) - self.free):
             if state_dict.get(name) != self.values.get(name):
                 raise ValueError(
                     f"the checkpoint was made with {name}={state_dict.get(name)!r}, this run has "

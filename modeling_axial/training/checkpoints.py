@@ -38,9 +38,16 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def describe_checkpoint(folder: Path, step: int) -> dict:
-    """What the manifest of a folder has to say: its step, and size and SHA-256 of each file but the manifest."""
+    """
+    What the manifest of a folder has to say: its step, and size and SHA-256 of each file but the manifest.
+
+    Raises:
+        `ValueError`: for what is neither a file nor a folder, such as a named pipe, from which reading could hang.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+        if not path.is_file():
+            raise ValueError(f"{path} is neither a file nor a folder")
         if path != folder / MANIFEST_NAME:
             with open(path, "rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -58,14 +65,15 @@ def verify_checkpoint(checkpoint: str | os.PathLike) -> None:
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
         raise ValueError(f"checkpoint {checkpoint} is not there, or no folder")
+    step = checkpoint_step(checkpoint)
+    try:
+        actual = describe_checkpoint(checkpoint, step)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {checkpoint} cannot be read: {error}") from error
     try:
         manifest = json.loads((checkpoint / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint {checkpoint} has no readable {MANIFEST_NAME}: {error}") from error
-    try:
-        actual = describe_checkpoint(checkpoint, checkpoint_step(checkpoint))
-    except OSError as error:
-        raise ValueError(f"checkpoint {checkpoint} cannot be read: {error}") from error
     if manifest == actual:
         return
     listed = manifest.get("files") if isinstance(manifest, dict) else None
@@ -113,7 +121,7 @@ def stage_checkpoint(folder: str | os.PathLike) -> Path:
     the only one that saves here, see [`lock_folder`].
     """
     for leftover in Path(folder).glob("unfinished-checkpoint-*"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
     staged = Path(folder) / f"unfinished-checkpoint-{os.getpid()}"
     staged.mkdir()
     return staged
@@ -130,11 +138,11 @@ def commit_checkpoint(staged: Path, step: int, total_limit: int | None = None) -
     if total_limit is not None and total_limit < 1:
         raise ValueError(f"total_limit must be at least 1, or None for no limit, got {total_limit}")
     checkpoint = staged.with_name(f"checkpoint-{step}")
-    if checkpoint.exists():
+    if checkpoint.is_dir() or checkpoint.is_symlink():
         try:
             verify_checkpoint(checkpoint)
         except ValueError:
-            shutil.rmtree(checkpoint)  # the damaged one that loading has stepped over
+            _remove(checkpoint)  # the damaged one that loading has stepped over
         else:
             raise ValueError(f"{checkpoint} is there already and complete; it is not overwritten")
 
@@ -152,7 +160,7 @@ def commit_checkpoint(staged: Path, step: int, total_limit: int | None = None) -
         for path in earlier[: max(0, len(earlier) + 1 - total_limit)]:
             # Renamed first, so that a kill in the middle of the removal leaves nothing that looks like a checkpoint.
             os.rename(path, staged)
-            shutil.rmtree(staged)
+            _remove(staged)
     return checkpoint
 
 
@@ -169,6 +177,14 @@ def lock_folder(folder: str | os.PathLike, timeout: float = 10) -> FileLock:
     except Timeout:
         raise ValueError(f"another training run is using {folder}; stop it or choose another folder") from None
     return lock
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder with all that is in it, or a file; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _fsync(path: Path) -> None:

@@ -19,7 +19,8 @@ class MetricsLog:
         step (`int`): the last step whose lines are kept.
 
     Raises:
-        `ValueError`: if the kept part of the file is not such a log, or a line is written for an earlier step.
+        `ValueError`: if the kept part of the file is not such a log, the path is that of something else than a file,
+            such as a named pipe, or a line is written for an earlier step.
     """
 
     def __init__(self, path: str | os.PathLike, step: int = 0):
@@ -51,19 +52,21 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     The lines of a log, without a half-written last one.
 
     Raises:
-        `ValueError`: if any other line is not a JSON object with an integer `step`.
+        `ValueError`: if any other line is not a JSON object with an integer `step`, or the path is not that of a file.
     """
     return [values for values, _ in _complete_lines(Path(path))]
 
 
 def _complete_lines(path: Path) -> Iterator[tuple[dict, int]]:
     """(values, position in the file behind the line) of each line that ends in a newline."""
+    if path.exists() and not path.is_file():  # a named pipe would hang
+        raise ValueError(f"{path} must be a file; remove what is there")
     position = 0
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         position += len(line) + 1
         try:
             values = json.loads(line)
-        except ValueError:  # of JSON or of UTF-8
+        except (ValueError, RecursionError):  # of JSON or of UTF-8; nested too deep
             values = None
         if not isinstance(values, dict) or not isinstance(values.get("step"), int):
             raise ValueError(f'line {number} of {path} is not a JSON object with an integer "step": {line[:80]!r}')

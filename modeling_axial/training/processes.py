@@ -1,4 +1,4 @@
-"""How the processes of a run end together: asked to by SIGTERM, or because the work is done."""
+"""How the processes of a run end together: asked to by a signal, or because the work is done."""
 
 import signal
 import time
@@ -6,33 +6,55 @@ import time
 import torch
 from accelerate import Accelerator
 
-STOPPED_EXIT_CODE = 128 + signal.SIGTERM  # 143, as shells report a process that SIGTERM has ended
+# As shells report a process that the signal has ended.
+STOPPED_EXIT_CODE = 128 + signal.SIGTERM  # 143
+INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT  # 130
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Notes that SIGTERM asks this run to stop, so that the step at hand can be finished and saved.
+    """Notes that SIGTERM or SIGINT (Ctrl-C) asks this run to stop, so that the step at hand can be finished and saved.
 
-    It listens from its construction in the main thread to `close()`. A second SIGTERM ends the process at once.
+    It listens from its construction in the main thread to `close()`. A second signal ends the process at once.
+
+    Attributes: `exit_code`, with which to end once the processes have `agreed()` to stop: STOPPED_EXIT_CODE or
+    INTERRUPTED_EXIT_CODE.
     """
 
     def __init__(self, accelerator: Accelerator):
+        self.exit_code = 0
         self._accelerator = accelerator
-        self._received = False
-        self._handler_before = signal.signal(signal.SIGTERM, self._receive)
+        self._received = 0
+        self._handlers_before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number, frame) -> None:
-        self._received = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._received = number
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
 
     def close(self) -> None:
-        signal.signal(signal.SIGTERM, self._handler_before)
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop: the same answer on all of them, each of which must ask."""
-        if self._accelerator.num_processes == 1:
-            return self._received
-        received = torch.tensor(float(self._received), device=self._accelerator.device)
-        return self._accelerator.reduce(received, "sum").item() > 0
+        received = self._received
+        if self._accelerator.num_processes > 1:
+            received = int(self._accelerator.gather(torch.tensor([received], device=self._accelerator.device)).max())
+        if received:
+            self.exit_code = 128 + received
+        return received > 0
+
+
+def ignore_stop_signals(worker_id: int) -> None:
+    """The `worker_init_fn` of a `DataLoader` whose workers are to serve the last step after a signal to all processes.
+
+    A terminal sends Ctrl-C to the whole group, and launchers do so with SIGTERM. Workers end with their loader, or, if
+    the main process is gone, by themselves.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_processes(accelerator: Accelerator) -> None:
