@@ -367,6 +367,8 @@ class TrainingRun:
                     break
         stop.close()
         progress.close()
+        if log is not None:
+            log.close()
         return model
 
     def close(self) -> None:

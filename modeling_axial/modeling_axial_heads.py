@@ -22,7 +22,7 @@ def classification_loss(labels, logits, config: AxialConfig, num_items_in_batch=
     loss = ForSequenceClassificationLoss(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
     if num_items_in_batch is None or config.problem_type == "single_label_classification":
         return loss
-    return loss * (labels.numel() / num_items_in_batch)
+    return loss * labels.numel() / num_items_in_batch
 
 
 @auto_docstring(custom_intro="Class logits: a linear classifier on the pooled grid of the axial trunk.")

@@ -16,7 +16,7 @@ import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from safetensors import safe_open
 from torch.utils import checkpoint as torch_checkpoint
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Trainer, TrainingArguments
 
 from modeling_axial import AxialBackbone, AxialConfig, AxialForImageClassification, AxialImageProcessor, AxialModel
 from modeling_axial.attention import AxialAttentionCore, eager_attention_forward
@@ -400,6 +400,49 @@ def test_trainer_resumes_on_one_rank_and_on_two(ranks):
         assert found["resumed"] == found["losses"] and found["losses"][-1] < found["losses"][0]
     # The global batches are the same, and so are the steps.
     assert both[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.arange(11) % 3,
+        torch.linspace(0, 1, 33).reshape(11, 3).round(),
+        torch.linspace(-2, 5, 11),
+        torch.linspace(-2, 5, 33).reshape(11, 3),
+    ],
+    ids=["single label", "multiple labels", "regression", "regression of three"],
+)
+def test_trainer_accumulates_to_the_step_of_one_batch(labels, tmp_path):
+    """Batches of 3, 3, 3 and 2, each example with the same weight, as in transformers' loss for single labels."""
+    kind = {"problem_type": "regression"} if labels.min() < 0 else {}
+    model = make_model(AxialForImageClassification, num_labels=labels[0].numel() if kind else 3, **kind).double()
+    labels = labels.double() if labels.is_floating_point() else labels
+    pixel_values = pixels(11, torch.float64)
+    loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    expected = {name: parameter.detach() - parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=1,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=4,
+        optim="sgd",
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    examples = [{"pixel_values": x, "labels": y} for x, y in zip(pixel_values, labels, strict=True)]
+    trainer = Trainer(model, arguments, train_dataset=examples)
+    trainer.train()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -43,22 +43,21 @@ def parse_arguments(*dataclass_types: type, argv: Sequence[str]) -> tuple:
 
 def _recipe_arguments(path: str | os.PathLike, names: Sequence[str]) -> list[str]:
     with open(os.path.expanduser(path), encoding="utf-8") as file:
-        try:
-            recipe = yaml.compose(
-                file, yaml.SafeLoader
-            )  # values as they are written: YAML 1.1 would read `no` as False
+        try:  # as nodes, in which a value is the text that stands there: YAML 1.1 would make False of `no`
+            recipe = yaml.compose(file, yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"the recipe {path} cannot be read as YAML: {error}") from error
     if not isinstance(recipe, yaml.MappingNode):
         raise ValueError(f"the recipe {path} must be a mapping from argument names to values")
     arguments = {}
     for key, value in recipe.value:
-        name = key.value
+        name, line = key.value, key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"the recipe {path} has in line {line} a key that is no name of an argument")
         if name not in names:
-            nearest = difflib.get_close_matches(str(name), names, n=1)
+            nearest = difflib.get_close_matches(name, names, n=1)
             suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"the recipe {path} has the key {name!r}, which is no argument{suggestion}")
-        line = value.start_mark.line + 1
         if name in arguments:
             raise ValueError(f"the recipe {path} gives {name} twice, again in line {line}; leave one of them out")
         if not isinstance(value, yaml.ScalarNode) or value.tag not in yaml.SafeLoader.yaml_constructors:

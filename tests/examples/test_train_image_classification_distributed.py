@@ -1,19 +1,25 @@
 """The training script on two processes: the same run as on one, and as safe from kills."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import prepare_multi_gpu_env
+from transformers import get_cosine_schedule_with_warmup
 
 from configuration import load_preset
 from modeling_axial import AxialModel
 from modeling_axial.axial_layer import AxialLayer
 from modeling_axial.training import read_metrics
+from modeling_axial.training.checkpoints import checkpoint_step, newest_valid_checkpoint
 from tests.conftest import ROOT
 from tests.examples.test_train_image_classification import (
     SCRIPT,
@@ -26,7 +32,7 @@ from tests.examples.test_train_image_classification import (
 
 __all__ = ["inputs"]  # a fixture
 
-LONGER = ["--num_train_epochs=8"]  # two steps each
+LONGER = ["--num_train_epochs=8", "--num_warmup_steps=5"]  # two steps each
 
 
 def accelerate_launch(config, *options):
@@ -77,6 +83,7 @@ def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
             f"--config_name={config}",
             f"--per_device_train_batch_size={batch_size}",
             "--learning_rate=0.01",
+            "--num_warmup_steps=2",
         ]
         exit_code, printed = train(*arguments) if name == "one" else launch(SCRIPT, arguments)
         assert exit_code == 0, printed
@@ -84,6 +91,16 @@ def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
     assert len(losses["one"]) == 9  # two steps an epoch, of 12 and 8 pictures
     for one, two in zip(losses["one"], losses["two"], strict=True):
         assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_the_learning_rate_depends_on_the_step_and_not_on_the_number_of_processes(unbroken):
+    rates = [line["learning_rate"] for line in read_metrics(unbroken / "metrics.jsonl") if "learning_rate" in line]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    factor = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=5, num_training_steps=16).lr_lambdas[0]
+    assert rates == [1e-3 * factor(step) for step in range(1, 17)]
+    assert rates[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
 
 
 @pytest.mark.distributed
@@ -110,6 +127,27 @@ def test_sigterm_to_one_process_stops_and_saves_both(unbroken, inputs, tmp_path)
     exit_code, printed = launch(SCRIPT, arguments)
     assert exit_code == 0 and f"Resuming from {folder}/checkpoint-6." in printed, printed
     assert_same_run(folder, unbroken)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_ctrl_c_saves_both(inputs, tmp_path):
+    """The terminal sends it to the launcher, which passes it on to the processes and their workers."""
+    folder = tmp_path / "run"
+    arguments = [*pictures_arguments(inputs, folder), "--max_train_steps=10000", "--checkpointing_steps=10000"]
+    with open(tmp_path / "printed", "w+") as printed:
+        run = subprocess.Popen(
+            [*TWO_PROCESSES, SCRIPT, *arguments], stdout=printed, stderr=printed, start_new_session=True
+        )
+        while not (folder / "metrics.jsonl").exists() or len(read_metrics(folder / "metrics.jsonl")) < 3:
+            assert run.poll() is None, printed.read()
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) != 0
+        printed.seek(0)
+        assert "Stopped as asked, with step " in (text := printed.read()), text
+    checkpoint = newest_valid_checkpoint(folder)
+    assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == checkpoint_step(checkpoint)
 
 
 @pytest.mark.distributed

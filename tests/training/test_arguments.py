@@ -1,5 +1,6 @@
 """parse_arguments: a recipe is a command line in YAML; FixedArguments: no continuation under other arguments."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,6 +46,37 @@ def test_null_keeps_the_default(parse):
     assert parse("max_train_steps: null\nconfig_name:\n") == (Model(), Training())
 
 
+@pytest.mark.parametrize(
+    "text", ["no", "off", "on", "yes", "True", "1:30", "12:30:45", "0x10", "010", "1_000", "1e3", "2001-01-01", "-.inf"]
+)
+def test_a_value_is_the_text_that_stands_there(parse, text):
+    """YAML 1.1, as PyYAML reads it, makes False of `no` and 90 of `1:30`."""
+    assert parse(f"config_name: {text}\n")[0].config_name == text
+    assert parse(f"config_name: '{text}'  # quoted\n")[0].config_name == text
+
+
+def test_no_is_a_choice_and_quoted_null_a_text(parse):
+    assert parse("mixed_precision: no\n", "--mixed_precision=no") == (Model(), Training())
+    assert parse("mixed_precision: bf16\n", "--mixed_precision=no") == (Model(), Training())
+    assert parse("config_name: 'null'\n")[0].config_name == "null"
+
+
+@pytest.mark.parametrize(
+    "text, value", [("true", True), ("True", True), ("yes", True), ("false", False), ("NO", False)]
+)
+def test_booleans(parse, text, value):
+    assert parse(f"with_tracking: {text}\n", "--num_train_epochs=3")[1].with_tracking is value
+
+
+def test_a_tilde_is_expanded_as_in_a_shell(parse, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse("config_name: ~/models/x\n")[0].config_name == str(tmp_path / "models" / "x")
+    assert parse(None, "--config_name=~/x")[0].config_name == str(tmp_path / "x")
+    assert parse("config_name: models/~x\n")[0].config_name == "models/~x"
+    parse("learning_rate: 0.5\n")
+    assert parse_arguments(Training, argv=["~/recipe.yaml"]) == (Training(0.5),)
+
+
 def test_a_value_may_begin_with_a_dash(parse):
     assert parse("config_name: -x\n")[0].config_name == "-x"
 
@@ -58,11 +90,17 @@ def test_the_same_command_line_dashed(parse):
     [
         ("learning_rat: 0.1\n", "'learning_rat', which is no argument; did you mean 'learning_rate'"),
         ("zzzz: 1\n", "'zzzz', which is no argument$"),
-        ("7: 1\n", "key 7, which is no argument"),
-        ("", "must be a mapping from argument names to values, got None"),
+        ("7: 1\n", "key '7', which is no argument"),
+        ("", "must be a mapping from argument names to values"),
         ("- learning_rate\n", "must be a mapping"),
-        ("learning_rate: {max: 1}\n", "learning_rate = {'max': 1}; it must be a single value"),
-        ("learning_rate: [1, 2]\n", "must be a single value"),
+        ("seed: 1\n---\nseed: 2\n", "expected a single document"),
+        ("learning_rate: {max: 1}\n", "gives learning_rate in line 1 more than a single value"),
+        ("learning_rate: [1, 2]\n", "more than a single value without a tag"),
+        ("config_name: !secret x\n", "more than a single value without a tag"),
+        ("learning_rate: 1\nconfig_name: x\nlearning_rate: 2\n", "gives learning_rate twice, again in line 3"),
+        ("[a]: 1\n", "has in line 1 a key that is no name of an argument"),
+        ("config_name: 'x\n", "(?s)cannot be read as YAML: .*line 1"),
+        ("config_name: " + "[" * 100_000, "cannot be read as YAML"),
     ],
 )
 def test_a_wrong_recipe_is_named(parse, recipe, message):
@@ -88,13 +126,25 @@ def test_a_wrong_value_ends_the_program_with_its_name(parse, capsys, recipe, arg
     assert message in capsys.readouterr().err
 
 
+def test_references_do_not_multiply(parse):
+    layers = [f"l{n + 1}: &l{n + 1} [{', '.join([f'*l{n}'] * 9)}]" for n in range(12)]  # 9 ** 12 values
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="'l0', which is no argument"):
+        parse("\n".join(["l0: &l0 x", *layers]))
+    with pytest.raises(ValueError, match="config_name in line 1 more than a single value"):
+        parse("\n".join(["config_name: &l0 [x]", *layers]))
+    with pytest.raises(ValueError, match="in line 1 a key that is no name"):
+        parse("{[&l0 x, " + ", ".join(layer.partition(" ")[2] for layer in layers) + "]: 1}")
+    assert time.monotonic() - start < 5
+
+
 def test_a_missing_recipe_is_an_error():
     with pytest.raises(FileNotFoundError, match="no-such-recipe.yaml"):
         parse_arguments(Model, argv=["no-such-recipe.yaml"])
 
 
 def test_a_recipe_runs_no_code(parse, tmp_path):
-    with pytest.raises(Exception, match="could not determine a constructor"):
+    with pytest.raises(Exception, match="more than a single value without a tag"):
         parse(f"config_name: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
     assert not (tmp_path / "made").exists()
 
@@ -105,3 +155,7 @@ def test_fixed_arguments_refuse_another_value():
         FixedArguments(learning_rate=0.2).load_state_dict(FixedArguments(learning_rate=0.1).state_dict())
     with pytest.raises(ValueError, match="made with seed=None, this run has seed=1"):
         FixedArguments(seed=1).load_state_dict({})
+    longer = FixedArguments(free=("max_train_steps",), seed=1, max_train_steps=9)
+    longer.load_state_dict({"seed": 1, "max_train_steps": 5})
+    with pytest.raises(ValueError, match="seed=2"):
+        longer.load_state_dict({"seed": 2, "max_train_steps": 9})

@@ -261,6 +261,52 @@ def test_a_failing_disk_is_an_error_and_keeps_the_old_checkpoint(tmp_path, monke
     assert newest_step(tmp_path) == 2
 
 
+@pytest.mark.parametrize("kind", ["file", "link to a folder", "link to nothing", "named pipe", "link to itself"])
+def test_a_leftover_of_any_kind_is_removed_and_no_target_of_a_link(tmp_path, kind):
+    folder, target = tmp_path / "run", tmp_path / "target"
+    folder.mkdir()
+    (target / "inside").mkdir(parents=True)
+    make_odd(folder / "unfinished-checkpoint-1", kind, target)
+    save(folder, 5)
+    assert os.listdir(folder) == ["checkpoint-5"] and (target / "inside").exists()
+
+
+def make_odd(path, kind, target):
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "file":
+        path.write_text("a file")
+    else:
+        path.symlink_to({"link to a folder": target, "link to itself": path}.get(kind, target / "nothing"))
+
+
+def test_a_checkpoint_that_is_a_link_counts_as_one(tmp_path):
+    """It loads, is not overwritten, and makes place for later ones while its folder stays."""
+    folder, disk = tmp_path / "run", tmp_path / "other disk"
+    folder.mkdir()
+    disk.mkdir()
+    (folder / "checkpoint-1").symlink_to(save(disk, 1))
+    assert newest_step(folder) == 1
+    with pytest.raises(ValueError, match="checkpoint-1 is there already and complete"):
+        save(folder, 1)
+    for step in (2, 3):
+        save(folder, step, total_limit=1)
+        assert os.listdir(folder) == [f"checkpoint-{step}"]
+    assert newest_step(disk) == 1
+
+
+@pytest.mark.parametrize("kind", ["link to a folder", "link to nothing", "link to itself"])
+def test_a_link_to_no_checkpoint_is_replaced_when_its_step_comes(tmp_path, kind):
+    folder, target = tmp_path / "run", tmp_path / "target"
+    (target / "inside").mkdir(parents=True)
+    folder.mkdir()
+    make_odd(folder / "checkpoint-2", kind, target)
+    save(folder, 1)
+    assert newest_step(folder) == 1
+    save(folder, 2)
+    assert newest_step(folder) == 2 and (target / "inside").exists()
+
+
 def test_a_file_where_a_folder_should_be_is_an_error(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(NotADirectoryError):
@@ -282,6 +328,19 @@ def damage(checkpoint, kind):
         (checkpoint / "manifest.json").unlink()
     elif kind == "empty manifest":
         (checkpoint / "manifest.json").write_bytes(b"")
+    elif kind == "a named pipe more":
+        os.mkfifo(checkpoint / "pipe")
+    elif kind == "a named pipe in place of a file":
+        (checkpoint / "optimizer.bin").unlink()
+        os.mkfifo(checkpoint / "optimizer.bin")
+    elif kind == "a named pipe in place of the manifest":
+        (checkpoint / "manifest.json").unlink()
+        os.mkfifo(checkpoint / "manifest.json")
+    elif kind == "a link to an endless file":
+        (checkpoint / "optimizer.bin").unlink()
+        (checkpoint / "optimizer.bin").symlink_to("/dev/zero")
+    elif kind == "manifest nested too deep":
+        (checkpoint / "manifest.json").write_text('{"files": ' + "[" * 100_000 + "]" * 100_000 + "}")
     elif kind == "other JSON":
         (checkpoint / "manifest.json").write_text("[1]")
     elif kind == "file of another checkpoint":
@@ -304,6 +363,11 @@ KINDS = [
     "additional file",
     "missing manifest",
     "empty manifest",
+    "a named pipe more",
+    "a named pipe in place of a file",
+    "a named pipe in place of the manifest",
+    "a link to an endless file",
+    "manifest nested too deep",
     "other JSON",
     "file of another checkpoint",
     "manifest of another checkpoint",
@@ -313,6 +377,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.timeout(20)  # what could hang, would
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_damage_is_found_and_the_checkpoint_before_is_taken(tmp_path, caplog, kind):
     for step in (1, 2, 3):

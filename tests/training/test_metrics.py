@@ -59,13 +59,29 @@ def test_a_half_written_line_of_the_kept_step_is_dropped(path):
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 3, "loss": 0.5}]
 
 
-@pytest.mark.parametrize("damaged", [b'{"step": 2, "lo\n', b"\0\0\n", b"[2]\n", b'{"loss": 1}\n', b'{"step": "2"}\n'])
+NESTED = b'{"step": 2, "loss": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+
+
+@pytest.mark.parametrize(
+    "damaged", [b'{"step": 2, "lo\n', b"\0\0\n", b"[2]\n", b'{"loss": 1}\n', b'{"step": "2"}\n', NESTED]
+)
 def test_damage_before_the_kept_step_is_an_error_and_changes_nothing(path, damaged):
     content = b'{"step": 1}\n' + damaged + b'{"step": 3}\n'
     path.write_bytes(content)
     with pytest.raises(ValueError, match="line 2 of .*metrics.jsonl is not a JSON object"):
         MetricsLog(path, step=3)
     assert path.read_bytes() == content
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["named pipe", "folder", "link to a device"])
+def test_what_is_no_file_is_refused_by_name_and_stays(path, kind):
+    make = {"named pipe": os.mkfifo, "folder": os.mkdir, "link to a device": lambda path: path.symlink_to("/dev/null")}
+    make[kind](path)
+    for opened in (MetricsLog, read_metrics):
+        with pytest.raises(ValueError, match="metrics.jsonl must be a file; remove what is there"):
+            opened(path)
+    assert os.path.lexists(path)
 
 
 def test_damage_behind_the_kept_step_is_cut_off(path):

@@ -3,29 +3,54 @@
 import os
 import signal
 
+import pytest
 from accelerate import Accelerator
 
-from modeling_axial.training import STOPPED_EXIT_CODE, StopRequest
+from modeling_axial.training import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, StopRequest, ignore_stop_signals
+
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-def test_the_first_sigterm_is_noted_and_the_handler_before_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number, exit_code", SIGNALS.items())
+def test_the_first_signal_is_noted_and_the_handlers_before_come_back(number, exit_code):
+    before = [signal.getsignal(each) for each in SIGNALS]
     stop = StopRequest(Accelerator(cpu=True))
     try:
         assert not stop.agreed()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.agreed()
+        os.kill(os.getpid(), number)
+        assert stop.agreed() and stop.exit_code == exit_code
     finally:
         stop.close()
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert STOPPED_EXIT_CODE == 143
+    assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
-def test_the_second_sigterm_ends_the_process():
+def test_exit_codes():
+    assert (INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE) == (130, 143)
+
+
+def status_of_a_child(action):
     if (child := os.fork()) == 0:
-        StopRequest(Accelerator(cpu=True))
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        action()
         os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_the_second_signal_ends_the_process(first, second):
+    def action():
+        StopRequest(Accelerator(cpu=True))
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), second)
+
+    status = status_of_a_child(action)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == second
+
+
+def test_a_worker_goes_on():
+    def action():
+        ignore_stop_signals(0)
+        for number in SIGNALS:
+            os.kill(os.getpid(), number)
+
+    assert status_of_a_child(action) == 0

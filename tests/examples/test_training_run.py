@@ -1,0 +1,279 @@
+"""What the training scripts share, in one process with a model of three weights; the scripts are run in their tests."""
+
+import io
+import json
+import math
+import sys
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import SchedulerType, get_scheduler
+from transformers.utils.logging import enable_progress_bar
+
+from examples import train_autoregressive_image, train_image_classification, training_run
+from examples.training_run import RunArguments, TrainingArguments, TrainingRun
+from modeling_axial.training import parse_arguments, read_metrics
+
+SCRIPTS_ARGUMENTS = [
+    train_image_classification.ClassificationTrainingArguments,
+    train_autoregressive_image.AutoregressiveTrainingArguments,
+]
+SCHEDULE_KWARGS = {
+    "cosine_with_min_lr": {"min_lr_rate": 0.25},
+    "cosine_warmup_with_min_lr": {"min_lr": 0.125, "warmup_lr_rate": 0.5},
+    "warmup_stable_decay": {"num_decay_steps": 2},
+    "polynomial": {"lr_end": 0.125, "power": 2.0},
+    "cosine_with_restarts": {"num_cycles": 2},
+}
+FOLLOW_A_METRIC = {"reduce_lr_on_plateau", "greedy"}
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """
+    train(name of a folder, resume_from_checkpoint, **TrainingArguments) -> (weights before and after each step, lines
+    of metrics.jsonl) of plain gradient descent: 12 examples, 4 a step.
+    """
+    monkeypatch.setattr(training_run, "end_processes", lambda accelerator: None)  # this process goes on
+
+    def train(name, resume_from_checkpoint=None, **arguments):
+        arguments = {"per_device_train_batch_size": 4, "learning_rate": 0.5, "seed": 1, **arguments}
+        where = RunArguments(
+            str(tmp_path / name),
+            logging_steps=1,
+            checkpointing_steps="1",
+            resume_from_checkpoint=resume_from_checkpoint,
+        )
+        training = TrainingArguments(**arguments)
+        run = TrainingRun(training, where)
+        try:
+            model = torch.nn.Linear(3, 1, bias=False)
+            model.config = SimpleNamespace(to_dict=dict)
+            generator = torch.Generator().manual_seed(2)
+            inputs = torch.randn(12, 3, generator=generator)
+            run.load(torch.utils.data.TensorDataset(inputs, inputs @ torch.tensor([[3.0], [-2.0], [5.0]])))
+            weights = []
+
+            def batch_loss(model, batch):
+                if not weights:
+                    weights.append(model.weight.detach().clone())
+                return (model(batch[0]) - batch[1]).square().mean(), len(batch[0])
+
+            optimizer = torch.optim.SGD(model.parameters(), lr=training.learning_rate)
+            run.fit(
+                model,
+                [optimizer],
+                batch_loss,
+                evaluate=lambda model: {"accuracy": 0.5},
+                after_step=lambda model: weights.append(model.weight.detach().clone()),
+            )
+        finally:
+            run.close()
+        return weights, read_metrics(tmp_path / name / "metrics.jsonl")
+
+    yield train
+    enable_progress_bar()
+
+
+def step_sizes(weights):
+    return [(after - before).norm().item() for before, after in zip(weights, weights[1:], strict=False)]
+
+
+def logged(lines, name):
+    return [line[name] for line in lines if name in line]
+
+
+# Gradients
+
+
+def test_gradients_are_clipped_to_the_norm(train):
+    weights, lines = train("run", max_train_steps=5, max_grad_norm=0.01, lr_scheduler_type="constant")
+    assert min(logged(lines, "grad_norm")) > 1
+    assert step_sizes(weights) == pytest.approx([0.5 * 0.01] * 5, rel=1e-3)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, math.inf, 1e6])
+def test_gradients_are_left_alone(train, max_grad_norm):
+    weights, lines = train("run", max_train_steps=5, max_grad_norm=max_grad_norm, lr_scheduler_type="constant")
+    assert step_sizes(weights) == pytest.approx([0.5 * norm for norm in logged(lines, "grad_norm")], rel=1e-4)
+
+
+# Schedules
+
+
+def of_transformers(name, steps, num_warmup_steps=2, learning_rate=0.5, **arguments):
+    """The learning rates of the steps, and after the last one."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps, steps, arguments)
+    rates = [schedule.get_last_lr()[0]]
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+        rates += schedule.get_last_lr()
+    return rates
+
+
+@pytest.mark.parametrize("name", sorted({schedule.value for schedule in SchedulerType} - FOLLOW_A_METRIC))
+def test_every_schedule_of_the_step_trains(train, name):
+    arguments, warmup = SCHEDULE_KWARGS.get(name), 0 if name == "constant" else 2
+    weights, lines = train(
+        "run",
+        max_train_steps=7,
+        max_grad_norm=0.0,
+        lr_scheduler_type=name,
+        num_warmup_steps=warmup,
+        lr_scheduler_kwargs=arguments and json.dumps(arguments),
+    )
+    expected = of_transformers(name, 7, warmup, **arguments or {})
+    assert logged(lines, "learning_rate") == expected[1:]
+    taken = [size / norm for size, norm in zip(step_sizes(weights), logged(lines, "grad_norm"), strict=True)]
+    assert taken == pytest.approx(expected[:-1], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("script", SCRIPTS_ARGUMENTS)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        *(
+            ({"lr_scheduler_type": name}, f"lr_scheduler_type must be one of .*linear.*{name}")
+            for name in FOLLOW_A_METRIC
+        ),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type must be one of constant, .*, got 'cosin'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type=cosine_with_min_lr: One of min_lr or"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type=warmup_stable_decay: .*num_decay_steps"),
+        ({"lr_scheduler_type": "polynomial", "learning_rate": 1e-8}, "lr_end .* must be smaller than initial lr"),
+        ({"lr_scheduler_type": "constant", "num_warmup_steps": 5}, "take constant_with_warmup"),
+        ({"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": "{}"}, "takes no lr_scheduler_kwargs"),
+        ({"lr_scheduler_kwargs": '{"min_lr": 0.1}'}, 'lr_scheduler_kwargs={"min_lr": 0.1} does not fit .*=cosine: '),
+        ({"lr_scheduler_kwargs": "min_lr=0.1"}, "lr_scheduler_kwargs=min_lr=0.1 does not fit .*Expecting value"),
+        ({"lr_scheduler_kwargs": "[1]"}, "lr_scheduler_kwargs="),
+        ({"lr_scheduler_kwargs": '{"last_epoch": 3}'}, "lr_scheduler_kwargs="),
+        ({"lr_scheduler_kwargs": '{"num_cycles": NaN}'}, "lr_scheduler_kwargs="),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": '{"lr_end": -1}'},
+            "the learning rate is multiplied by -",
+        ),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": '{"power": -1}'},
+            "lr_scheduler_type=polynomial",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused_before_work_starts(script, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        script(**arguments)
+
+
+# Values that would run to the end and mean nothing
+
+
+@pytest.mark.parametrize("script", SCRIPTS_ARGUMENTS)
+@pytest.mark.parametrize(
+    "name, values",
+    {
+        "learning_rate": [-1e-3, math.nan, math.inf],
+        "weight_decay": [-0.1, math.nan, math.inf],
+        "max_grad_norm": [-1.0, math.nan, -math.inf],
+        "num_warmup_steps": [-1],
+        "num_train_epochs": [0],
+        "max_train_steps": [0, -1],
+        "per_device_train_batch_size": [0],
+        "gradient_accumulation_steps": [0],
+        "seed": [-1, 2**31],
+    }.items(),
+)
+def test_training_values_are_checked_by_name(script, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} must be "):
+            script(**{name: value})
+    script(**{name: {"max_grad_norm": math.inf, "seed": 2**31 - 1}.get(name, 1)})
+
+
+@pytest.mark.parametrize("name", ["per_device_eval_batch_size", "logging_steps", "checkpoints_total_limit"])
+def test_run_values_are_checked_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        RunArguments(**{name: 0})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5, -1.0])
+def test_other_values_of_the_scripts_are_checked_by_name(value):
+    generating = {"config_name": "digits_autoregressive", "dataset_name": "digits"}
+    with pytest.raises(ValueError, match="guidance_scale must be finite and at least 1"):
+        train_autoregressive_image.DataArguments(**generating, guidance_scale=value)
+    with pytest.raises(ValueError, match="dataloader_num_workers must be at least 0, got -1"):
+        train_image_classification.DataArguments(dataloader_num_workers=-1)
+
+
+def test_a_home_folder_is_found_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    classes = [train_image_classification.ModelArguments, train_image_classification.DataArguments, RunArguments]
+    text = {"output_dir", "train_dir", "validation_dir", "dataset_name", "model_name_or_path", "config_name"}
+    text |= {"resume_from_checkpoint"}
+    assert text <= {field.name for each in classes for field in fields(each)}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("".join(f"{name}: ~/{name}\n" for name in text))
+    for argv in (["~/recipe.yaml"], [f"--{name}=~/{name}" for name in text]):
+        instances = parse_arguments(*classes, argv=argv)
+        given = {name: value for instance in instances for name, value in vars(instance).items() if name in text}
+        assert given == {name: str(tmp_path / name) for name in text}
+
+
+# More steps than were planned
+
+
+@pytest.mark.parametrize("more", [{"max_train_steps": 9}, {"num_train_epochs": 3}])
+def test_a_finished_run_goes_on_with_the_schedule_of_its_new_length(train, capsys, more):
+    options = {"lr_scheduler_type": "linear", "num_warmup_steps": 2, "max_grad_norm": 0.0, "learning_rate": 0.25}
+    train("run", max_train_steps=4, **options)
+    capsys.readouterr()
+    weights, lines = train("run", "latest", **more, **options)
+    short, long = (of_transformers("linear", steps, learning_rate=0.25) for steps in (4, 9))
+    assert logged(lines, "learning_rate") == short[1:5] + long[5:]
+    norms = logged(lines, "grad_norm")[4:]
+    taken = [size / norm for size, norm in zip(step_sizes(weights), norms, strict=True)]
+    assert taken == pytest.approx(long[4:9], rel=1e-3)
+    assert (
+        f"The schedule is now that of 9 steps: after step 4 the learning rate is {long[4]:.3g} instead of 0."
+        in capsys.readouterr().out
+    )
+    assert [line["step"] for line in lines if "accuracy" in line] == [3, 4, 6, 9]
+
+
+def test_an_extended_run_with_a_constant_rate_is_the_unbroken_one(train, capsys):
+    whole, _ = train("whole", max_train_steps=7, lr_scheduler_type="constant")
+    train("run", max_train_steps=4, lr_scheduler_type="constant")
+    capsys.readouterr()
+    rest, _ = train("run", "latest", max_train_steps=7, lr_scheduler_type="constant")
+    assert len(rest) == 4 and all(torch.equal(*pair) for pair in zip(rest, whole[4:], strict=True))
+    assert "The schedule is now" not in capsys.readouterr().out
+
+
+def test_fewer_steps_than_are_done_are_refused_and_other_arguments_stay_fixed(train, capsys):
+    train("run", max_train_steps=4)
+    with pytest.raises(ValueError, match="checkpoint-4 is behind the last of 2 steps: raise max_train_steps or"):
+        train("run", "latest", max_train_steps=2)
+    with pytest.raises(ValueError, match="made with learning_rate=0.5, this run has learning_rate=0.25"):
+        train("run", "latest", max_train_steps=8, learning_rate=0.25)
+    weights, _ = train("run", "latest", max_train_steps=4)
+    assert weights == [] and "The schedule is now" not in capsys.readouterr().out
+
+
+# What is shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_lines_without_a_terminal_and_a_bar_on_one(train, capsys, monkeypatch):
+    train("lines", max_train_steps=4)
+    printed, errors = capsys.readouterr()
+    lines = [line for line in printed.splitlines() if line.startswith("step ")]
+    assert len(lines) == 6 and lines[1].startswith("step 2 of 4: loss=") and ", learning_rate=0.25, grad" in lines[1]
+    assert lines[3] == "step 3 of 4: epoch=1, accuracy=0.5" and "%|" not in errors
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    train("bar", max_train_steps=4)
+    assert "4/4" in terminal.getvalue() and "step 2" not in capsys.readouterr().out
