@@ -527,17 +527,18 @@ def test_sigterm_saves_and_the_run_goes_on(unbroken, inputs, tmp_path, name):
     assert_same_run(folder, unbroken[name][0])
 
 
-def test_ctrl_c_to_all_processes_saves_and_the_run_goes_on(unbroken, inputs, tmp_path):
-    """As a terminal sends it: to the workers, too, who are to serve the last step."""
+@pytest.mark.parametrize("number, expected", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_saves_and_the_run_goes_on(unbroken, inputs, tmp_path, number, expected):
+    """As a terminal and launchers send it: to the workers, too, who are to serve the last step."""
     script = tmp_path / "interrupted.py"
     script.write_text(
-        "import os, runpy, signal, sys\n"
+        "import os, runpy, sys\n"
         "from modeling_axial.training import MetricsLog\n"
         "write = MetricsLog.write\n"
         "def write_and_interrupt(self, step, **values):\n"
         "    write(self, step, **values)\n"
         "    if step == 6:\n"
-        "        os.killpg(0, signal.SIGINT)\n"
+        f"        os.killpg(0, {number:d})\n"
         "MetricsLog.write = write_and_interrupt\n"
         "os.setsid()\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
@@ -546,7 +547,7 @@ def test_ctrl_c_to_all_processes_saves_and_the_run_goes_on(unbroken, inputs, tmp
     folder = tmp_path / "run"
     arguments = [*pictures_arguments(inputs, folder), "--resume_from_checkpoint=latest"]
     exit_code, printed = train(*arguments, script=script)
-    assert exit_code == 130 and "Stopped as asked, with step 7 saved" in printed, printed
+    assert exit_code == expected and "Stopped as asked, with step 7 saved" in printed, printed
     assert "Traceback" not in printed and "KeyboardInterrupt" not in printed, printed
     exit_code, printed = train(*arguments)
     assert exit_code == 0 and f"Resuming from {folder}/checkpoint-7." in printed, printed
