@@ -19,10 +19,19 @@ def classification_loss(labels, logits, config: AxialConfig, num_items_in_batch=
     transformers' loss; with `num_items_in_batch`, the number of labels in all batches that `Trainer` accumulates, their
     sum over that number, where transformers does so for cross-entropy alone.
     """
+    labels = as_targets(labels, logits, config)
     loss = ForSequenceClassificationLoss(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
     if num_items_in_batch is None or config.problem_type == "single_label_classification":
         return loss
     return loss * labels.numel() / num_items_in_batch
+
+
+def as_targets(labels: torch.Tensor, logits: torch.Tensor, config: AxialConfig) -> torch.Tensor:
+    """Labels in the dtype that transformers' loss takes: int64 for class indices, else that of the logits."""
+    numbers = config.num_labels == 1 or config.problem_type in ("regression", "multi_label_classification")
+    if numbers or labels.shape == logits.shape:
+        return labels.to(logits.dtype)
+    return labels if labels.is_floating_point() else labels.long()
 
 
 @auto_docstring(custom_intro="Class logits: a linear classifier on the pooled grid of the axial trunk.")
@@ -56,19 +65,10 @@ class AxialForImageClassification(AxialPreTrainedModel):
         refuse_unknown_keywords(self, kwargs)
         outputs = self.axial(pixel_values, attention_mask=attention_mask, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(self._as_targets(labels, logits), logits, self.config, **kwargs)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
-
-    def _as_targets(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Labels in the dtype that the loss takes: int64 where they are class indices, else that of the logits."""
-        numbers = self.num_labels == 1 or self.config.problem_type in ("regression", "multi_label_classification")
-        if numbers or labels.dtype == torch.bool or labels.dim() > 1:
-            return labels.to(logits.dtype)
-        return labels if labels.is_floating_point() else labels.long()
 
 
 @auto_docstring(custom_intro="The axial trunk as a backbone: one map of features for each chosen layer.")

@@ -43,6 +43,7 @@ def test_class_indices_of_any_integer_type(dtype):
     pixel_values, labels = torch.randn(3, 1, 10, 6), torch.tensor([0, 4, 2])
     expected = make_model()(pixel_values, labels=labels).loss
     assert torch.equal(make_model()(pixel_values, labels=labels.to(dtype)).loss, expected)
+    assert torch.equal(make_model()(pixel_values, labels=labels.to(dtype)[:, None]).loss, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
