@@ -252,6 +252,7 @@ class AxialAttentionCore(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
+        is_causal: bool = False,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # A layer that no PreTrainedModel holds has no implementation chosen.
@@ -259,20 +260,19 @@ class AxialAttentionCore(nn.Module):
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if output_attentions and interface is sdpa_attention_forward:
             interface = eager_attention_forward
-        output, weights = self._attend(query, key, value, mask, interface)
+        output, weights = self._attend(query, key, value, mask, is_causal, interface)
         if output_attentions and weights is None:
-            output, weights = self._attend(query, key, value, mask, eager_attention_forward)
+            output, weights = self._attend(query, key, value, mask, is_causal, eager_attention_forward)
         return output, weights if output_attentions else None
 
-    def _attend(self, query, key, value, mask, interface):
+    def _attend(self, query, key, value, mask, is_causal, interface):
         return attend_along_axis(
             query,
             key,
             value,
             self.axis,
             mask=mask,
-            # A lone query is the newest position, and reads all keys that there are.
-            is_causal=self.is_causal and query.shape[self.axis + 1] > 1,
+            is_causal=is_causal,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=None,
             attention_interface=interface,
@@ -325,9 +325,11 @@ class AxialAttentionProjections(nn.Module):
         if rotations is not None:
             query = apply_rotary(query, *rotations[self.axis], self.axis)
             key = apply_rotary(key, *rotations[self.axis], self.axis)
-        if cache is not None and self.core.is_causal:
+        is_causal = self.core.is_causal
+        if cache is not None and is_causal:
             key, value, mask = cache.append(self, key, value)
-        output, _ = self.core(query, key, value, mask, output_attentions=output_attentions)
+            is_causal = False  # the query is the newest position, and reads all keys that there are
+        output, _ = self.core(query, key, value, mask, is_causal, output_attentions=output_attentions)
         return self.o_proj(output.flatten(-2))
 
 

@@ -132,6 +132,14 @@ class AxialDecoderConfig(StrictConfig):
         """Channels that the exterior encoder reads: the condition, and for `"slices"` values and channel numbers."""
         return self.num_condition_channels + (2 * self.num_channels if self.num_grids > 1 else 0)
 
+    @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:  # pyrefly: ignore[bad-override]  it depends on the fields
+        """How FSDP splits the model: block by block."""
+        stacks = ["outer_levels.*"] if len(self.grid_shape) > 1 else []
+        stacks += ["exterior.stack"] if self.num_exterior_channels else []
+        plan = {f"{stack}.blocks.*": "free_full_weight" for stack in (*stacks, "inner_level")}
+        return {"token_embeddings": "free_full_weight", **plan, "norm": "keep_full_weight", "head": "keep_full_weight"}
+
     def validate_architecture(self):
         """Checks the rules that tie fields to each other; raises `ValueError` naming fields, values and the rule."""
         if getattr(self, "is_heterogeneous", False):  # not in every transformers that we support

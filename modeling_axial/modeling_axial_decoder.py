@@ -21,14 +21,15 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention import AxialAttentionCore
 from .axial_layer import AxialBlock, run_layers
 from .configuration_axial_decoder import AxialDecoderConfig
 from .position_embeddings import LearnedPositionEmbedding
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
-from .sampling import SAMPLERS, Draw, Known, shift
+from .sampling import SAMPLERS, Draw, Known, shift, to_integers
 
 
 def neighbourhoods(planes: torch.Tensor) -> torch.Tensor:
@@ -59,9 +60,10 @@ class AxialStack(nn.Module):
             *_, last = (module for module in branch.modules() if isinstance(module, nn.Linear))
             last.initial_gain = 1e-10  # pyrefly: ignore[bad-argument-type]  residual branches start at about zero
 
-    def forward(self, hidden_states: torch.Tensor, cache=None) -> torch.Tensor:
-        """`cache`: as in `AxialSelfAttention`; `hidden_states` is then the next position along the causal axis."""
-        return run_layers(self.blocks, self.executor_class, hidden_states, cache=cache)
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """`kwargs`: what blocks take. With a `cache`, as in `AxialSelfAttention`, `hidden_states` is the next position
+        along the causal axis."""
+        return run_layers(self.blocks, self.executor_class, hidden_states, **kwargs)
 
 
 class AxialExteriorEncoder(nn.Module):
@@ -77,10 +79,10 @@ class AxialExteriorEncoder(nn.Module):
         )
         self.stack = AxialStack(config, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
 
-    def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
-        """`context`: added to every cell, broadcast."""
+    def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        """`context`: added to every cell, broadcast. `kwargs`: what blocks take."""
         hidden_states = self.position_embeddings(self.projection(neighbourhoods(planes)))
-        return self.stack(hidden_states if context is None else hidden_states + context)
+        return self.stack(hidden_states if context is None else hidden_states + context, **kwargs)
 
 
 @dataclass
@@ -90,11 +92,18 @@ class CausalImageModelingOutput(ModelOutput):
         loss: mean of -ln p over the values of `input_ids`, in nats per dimension.
         bits_per_dim: `loss` in bits, without a gradient.
         logits: `(B, C, *grid, vocab_size)`; None in training, where one channel of each picture is learnt at a time.
+        hidden_states: with `output_hidden_states`, what each block that ran gives, in order of execution: channel by
+            channel those of the exterior encoder, the outer levels (slow to fast) and the inner level. Each
+            `(B, *token grid, hidden_size)`, the mean of the two streams where there are two.
+        attentions: with `output_attentions`, the map of each block in the same order, `(B · lines,
+            num_attention_heads, length, length)`, lines ordered as the remaining axes, slow to fast.
     """
 
     loss: torch.Tensor | None = None
     bits_per_dim: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class AxialForCausalImageModeling(CodeCarryingModel):
@@ -115,10 +124,15 @@ class AxialForCausalImageModeling(CodeCarryingModel):
     input_modalities = "image"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
+    generation_config = None  # PEFT reads it
     _no_split_modules = ["AxialStack", "AxialExteriorEncoder"]
     _input_embed_layer = "token_embeddings"
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(AxialBlock, capture_initial_hidden_state=False),
+        "attentions": AxialAttentionCore,
+    }
 
     def __init__(self, config: AxialDecoderConfig):
         super().__init__(config)
@@ -156,12 +170,31 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             for table in module.parameters(recurse=False):
                 init.normal_(table, std=5 * self.config.hidden_size**-0.5)
 
-    @can_return_tuple
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.head = new_embeddings  # pyrefly: ignore[bad-assignment]  as transformers declares it
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """False: `generate` draws pictures, and is not the one of transformers."""
+        return False
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
+        """The arguments of `forward`. PEFT wants it for `task_type="CAUSAL_LM"`; `generate` does not use it."""
+        return {"input_ids": input_ids, **kwargs}
+
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_ids: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
+        *,
+        output_hidden_states: bool | list[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
     ) -> CausalImageModelingOutput:
         """Scores `input_ids` themselves; there are no labels beside them.
 
@@ -175,11 +208,23 @@ class AxialForCausalImageModeling(CodeCarryingModel):
                 stands for an unknown class.
             condition: floats `(B, num_condition_channels, *grid)`, for a model with `num_condition_channels`; any
                 scale, about -1 to 1 is best.
+            output_hidden_states, output_attentions: as in transformers, of the blocks that ran, see
+                `CausalImageModelingOutput`; those of `config` if not given. `return_dict=False` gives a tuple.
+            kwargs: what PEFT passes down to any causal model: `attention_mask`, `inputs_embeds`, `labels`, all None.
 
         Raises:
             ValueError: for shapes, types or conditions that the model does not have.
+            TypeError: for other keywords.
         """
-        self._check_inputs(input_ids, class_labels, condition)
+        for name, value in kwargs.items():
+            if value is not None or name not in ("attention_mask", "inputs_embeds", "labels"):
+                raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        recorded = {"output_hidden_states": bool(output_hidden_states), "output_attentions": bool(output_attentions)}
+        input_ids, class_labels = self._check_inputs(input_ids, class_labels, condition)
         grids = self._split_grids(input_ids)
         if self.training and class_labels is not None and self.config.class_dropout_prob > 0:
             hidden = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
@@ -188,10 +233,10 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             # Drawn here, outside of everything that may run again in backward.
             channel = torch.randint(self.config.num_grids, input_ids.shape[:1], device=input_ids.device)
             tokens = grids[torch.arange(len(grids), device=grids.device), channel]
-            context = self.make_context(input_ids, channel, class_labels, condition)
-            nats, logits = _nats(self.decode(tokens, context), tokens), None
+            context = self.make_context(input_ids, channel, class_labels, condition, **recorded)
+            nats, logits = _nats(self.decode(tokens, context, **recorded), tokens), None
         else:
-            logits = self._all_logits(input_ids, class_labels, condition)
+            logits = self._all_logits(input_ids, class_labels, condition, **recorded)
             nats = _nats(logits, input_ids)
         loss = nats.mean(dtype=_widest(nats))
         bits_per_dim = loss.detach() / math.log(2)
@@ -207,7 +252,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
 
         Arguments and errors as in `forward`. In training mode too all channels count; dropout, if any, is active then.
         """
-        self._check_inputs(input_ids, class_labels, condition)
+        input_ids, class_labels = self._check_inputs(input_ids, class_labels, condition)
         nats = _nats(self._all_logits(input_ids, class_labels, condition), input_ids)
         return -nats.flatten(1).sum(1, dtype=_widest(nats))
 
@@ -222,11 +267,11 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         sampler: str = "cached",
         show_progress: bool = False,
     ) -> torch.Tensor:
-        """Draws pictures: int64 `(num_images, C, *grid)`, of the size of `known` or `condition`, else the native one.
+        """Draws pictures: int64 `(num_images, C, *grid)`, of the size of `condition` or `known`, else the native one.
 
         All samplers draw the same pixels from the same `generator`: every value is the argmax of
         logits / temperature + Gumbel noise, and the noise is drawn line by line in raster order.
@@ -241,15 +286,18 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             class_labels: integers `(num_images,)`, as in `forward`.
             condition: floats `(num_images, num_condition_channels, *grid)`, as in `forward`.
             known: `(input_ids, mask)`, each broadcastable to `(num_images, C, *grid)`; values stay as given where the
-                boolean mask is True.
-            temperature: flattens (above 1) or sharpens (below 1) the distribution; 0 takes the likeliest value.
-            top_k: draws from the so many likeliest values only.
+                boolean mask is True. Along an axis where either is longer than 1 the picture has that length, along
+                others that of `condition`, or the native one.
+            temperature: flattens (above 1, up to infinity: all values alike) or sharpens (below 1) the distribution;
+                0 takes the likeliest value.
+            top_k: draws from exactly so many likeliest values; of equally likely ones the lower count as likelier.
             top_p: draws from the fewest likeliest values that together have this probability.
             guidance_scale: above 1, draws what is more typical of its class: from the logits
                 unknown + guidance_scale · (class - unknown), those of an unknown class and of the class given, for
                 twice the work (classifier-free guidance, Ho and Salimans 2022, arXiv 2207.12598). Needs
                 `class_dropout_prob`.
-            generator: where the noise comes from; torch's own random state if not given.
+            generator: where the noise comes from; torch's own random state if not given. Of a list of one for each
+                picture, each draws its own, which is then the same (to rounding) alone or in any batch.
             sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
                 once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
                 `"compiled"`: as `"cached"`, the step of a pixel by compiled code. The first call for a number of
@@ -257,21 +305,19 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             show_progress: shows a bar.
 
         Raises:
-            ValueError: for shapes or values that are impossible.
+            ValueError: for shapes or values that are impossible, and if logits are NaN or infinite.
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}.")
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
-        given = [states.shape[2:] for states in (condition, *(() if known is None else known)) if states is not None]
-        # Known values and their mask are broadcast to each other; what does not fit is found below.
-        image_shape = [max(lengths) for lengths in zip(*given, strict=False)] or self.config.image_size
+        image_shape = self.config.image_size if condition is None else condition.shape[2:]
         shape = (num_images, self.config.num_channels, *image_shape)
         values = Known(known, shape, self.config.vocab_size, self.device)
         input_ids, mask = values.input_ids, values.mask
-        self._check_inputs(input_ids, class_labels, condition)
+        _, class_labels = self._check_inputs(input_ids, class_labels, condition)
         draw = Draw(
-            self.config.vocab_size, temperature, top_k, top_p, guidance_scale, generator, mask.numel(), show_progress
+            self.config.vocab_size, temperature, top_k, top_p, guidance_scale, generator, mask.shape, show_progress
         )
         if draw.is_guided:
             if class_labels is None or not self.config.class_dropout_prob:
@@ -303,11 +349,13 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         channel: torch.Tensor,
         class_labels: torch.Tensor | None,
         condition: torch.Tensor | None,
+        **kwargs,
     ) -> torch.Tensor:
         """What every cell of a token grid knows beforehand: its position, class, condition, and earlier channels.
 
         `channel` `(B,)`: the channel of each picture that is to be generated (`channel_order="slices"`); of
-        `input_ids`, only the channels before it are read. Returns `(B, *token grid, hidden_size)`.
+        `input_ids`, only the channels before it are read. Returns `(B, *token grid, hidden_size)`. `kwargs`, here and
+        below: what blocks take.
         """
         batch_size, num_channels, *image_shape = input_ids.shape
         grid_shape = self._split_grids(input_ids).shape[2:]
@@ -323,35 +371,38 @@ class AxialForCausalImageModeling(CodeCarryingModel):
                 numbers = torch.arange(num_channels, device=channel.device)
                 earlier, own = numbers < channel[:, None], numbers == channel[:, None]
                 earlier, own = (mask.view(batch_size, *one_cell, num_channels) for mask in (earlier, own))
-                scaled = input_ids.movedim(1, -1).to(cells.dtype) / (self.config.vocab_size - 1)
+                # float16 ends at 65,504, which a value may exceed: divided first.
+                values = input_ids.movedim(1, -1).to(torch.promote_types(cells.dtype, torch.float32))
+                scaled = (values / (self.config.vocab_size - 1)).to(cells.dtype)
                 planes += [scaled * earlier, own.expand(scaled.shape).to(cells.dtype)]
-            encoded = self.exterior(torch.cat(planes, dim=-1), classes)
+            encoded = self.exterior(torch.cat(planes, dim=-1), classes, **kwargs)
             cells = cells + (encoded if encoded.dim() == cells.dim() else encoded.unsqueeze(1))
         if classes is not None:
             cells = cells + (classes if classes.dim() == cells.dim() else classes.unsqueeze(1))
         return self.position_embeddings(cells)
 
-    def decode(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor, context: torch.Tensor, **kwargs) -> torch.Tensor:
         """Tokens `(B, *grid)` of one token grid to logits `(B, *grid, vocab_size)`, each from the tokens before it."""
         hidden_states = self.token_embeddings(tokens.long())
-        context = self.run_outer_levels(hidden_states, context)
-        return self.run_inner_level(shift(hidden_states, tokens.dim() - 2), context)
+        context = self.run_outer_levels(hidden_states, context, **kwargs)
+        return self.run_inner_level(shift(hidden_states, tokens.dim() - 2), context, **kwargs)
 
-    def run_outer_levels(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def run_outer_levels(self, hidden_states: torch.Tensor, context: torch.Tensor, **kwargs) -> torch.Tensor:
         """`context` with what the lines before each line tell; all `(B, *grid, hidden_size)`."""
         for axis, level in enumerate(self.outer_levels):
-            context = context + shift(level(hidden_states + context), axis)
+            context = context + shift(level(hidden_states + context, **kwargs), axis)
         return context
 
-    def run_inner_level(self, previous: torch.Tensor, context: torch.Tensor, cache=None) -> torch.Tensor:
+    def run_inner_level(self, previous: torch.Tensor, context: torch.Tensor, **kwargs) -> torch.Tensor:
         """Logits from the token before each cell on its line (`previous`, zeros at the start) and `context`."""
-        return self.head(self.norm(self.inner_level(previous + context, cache=cache)))
+        return self.head(self.norm(self.inner_level(previous + context, **kwargs)))
 
-    def _all_logits(self, input_ids, class_labels, condition) -> torch.Tensor:
+    def _all_logits(self, input_ids, class_labels, condition, **kwargs) -> torch.Tensor:
         logits = []
         for index, tokens in enumerate(self._split_grids(input_ids).unbind(1)):
             channel = torch.full(input_ids.shape[:1], index, device=input_ids.device)
-            logits.append(self.decode(tokens, self.make_context(input_ids, channel, class_labels, condition)))
+            context = self.make_context(input_ids, channel, class_labels, condition, **kwargs)
+            logits.append(self.decode(tokens, context, **kwargs))
         return torch.stack(logits, 1).reshape(*input_ids.shape, self.config.vocab_size)
 
     def _split_grids(self, images: torch.Tensor) -> torch.Tensor:
@@ -359,8 +410,11 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         grid_shape = images.shape[-len(self.config.grid_shape) :]
         return images.reshape(images.shape[0], self.config.num_grids, *grid_shape)
 
-    def _check_inputs(self, input_ids, class_labels, condition) -> None:
-        config, shape = self.config, tuple(input_ids.shape)
+    def _check_inputs(self, input_ids, class_labels, condition) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`input_ids` and `class_labels` as int64."""
+        config = self.config
+        input_ids = to_integers("input_ids", input_ids, config.vocab_size)
+        shape = tuple(input_ids.shape)
         if len(shape) != len(config.image_size) + 2 or shape[1] != config.num_channels:
             raise ValueError(
                 f"input_ids must be (batch, {config.num_channels} channels, *{len(config.image_size)} axes), "
@@ -368,17 +422,16 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             )
         if 0 in shape[2:]:
             raise ValueError(f"input_ids must have at least 1 cell along each axis, got shape {shape}.")
-        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-            raise ValueError(f"input_ids must be integers from 0 to {config.vocab_size - 1}, got {input_ids.dtype}.")
         _check_range("input_ids", input_ids, config.vocab_size)
         if (class_labels is None) != (config.num_classes is None):
             raise ValueError(
                 f"class_labels must be given for a model with num_classes and for no other; num_classes="
                 f"{config.num_classes}, class_labels={class_labels}."
             )
-        if class_labels is not None and tuple(class_labels.shape) != shape[:1]:
-            raise ValueError(f"class_labels must have shape {shape[:1]}, got {tuple(class_labels.shape)}.")
         if class_labels is not None:
+            class_labels = to_integers("class_labels", class_labels, config.num_class_embeddings)
+            if tuple(class_labels.shape) != shape[:1]:
+                raise ValueError(f"class_labels must have shape {shape[:1]}, got {tuple(class_labels.shape)}.")
             _check_range("class_labels", class_labels, config.num_class_embeddings)
         expected = (shape[0], config.num_condition_channels, *shape[2:])
         if (condition is None) != (config.num_condition_channels == 0):
@@ -389,6 +442,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             )
         if condition is not None and tuple(condition.shape) != expected:
             raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}.")
+        return input_ids, class_labels
 
 
 def _check_range(name: str, values: torch.Tensor, end: int) -> None:

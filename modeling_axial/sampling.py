@@ -17,11 +17,12 @@ for ties within the rounding of the logits.
 """
 
 import itertools
+import math
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from transformers import TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
 
@@ -91,8 +92,21 @@ class StaticLineCache(LineCache):
         return keys, values, self._positions <= self._position
 
 
+def to_integers(name: str, values: torch.Tensor, end: int) -> torch.Tensor:
+    """`values` as int64; raises `ValueError` unless they are a tensor of integers, of whatever dtype."""
+    if not isinstance(values, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor of integers from 0 to {end - 1}, got {values!r}.")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers from 0 to {end - 1}, got {values.dtype}.")
+    return values.long()
+
+
 class Known:
-    """The picture to fill: known values in place, zeros elsewhere. `input_ids` int64 and `mask`, both of `shape`."""
+    """The picture to fill: known values in place, zeros elsewhere. `input_ids` int64 and `mask`, both of one shape.
+
+    `shape` (images, C, *grid) is that of the picture, but for the axes of the grid along which known values or their
+    mask are longer than 1: there, they decide.
+    """
 
     def __init__(
         self,
@@ -101,20 +115,24 @@ class Known:
         vocab_size: int,
         device: torch.device,
     ):
-        self.input_ids = torch.zeros(shape, dtype=torch.long, device=device)
-        self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         if known is None:
-            return
+            nothing = torch.zeros([1] * len(shape), dtype=torch.long, device=device)
+            known = nothing, nothing.bool()
         input_ids, mask = known
         if mask.dtype != torch.bool:
             raise ValueError(f"The mask of known values must be boolean (True = given), got {mask.dtype}.")
+        if input_ids.dim() == mask.dim() == len(shape):
+            lengths = [max(both) for both in zip(input_ids.shape, mask.shape, strict=True)]
+            grid = [native if ours == 1 else ours for ours, native in zip(lengths, shape, strict=True)][2:]
+            shape = (*shape[:2], *grid)
         for name, states in (("input_ids", input_ids), ("mask", mask)):
             if states.dim() != len(shape) or any(
                 ours not in (1, theirs) for ours, theirs in zip(states.shape, shape, strict=True)
             ):
                 raise ValueError(f"known {name} {tuple(states.shape)} must broadcast to (images, C, *grid) {shape}.")
-        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-            raise ValueError(f"known values must be integers from 0 to {vocab_size - 1}, got {input_ids.dtype}.")
+        input_ids = to_integers("known values", input_ids, vocab_size)
+        self.input_ids = torch.zeros(shape, dtype=torch.long, device=device)
+        self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.mask.copy_(mask.expand(shape))
         self.input_ids.copy_(torch.where(self.mask, input_ids.to(device), 0))
         if self.input_ids.numel() and (self.input_ids.min() < 0 or self.input_ids.max() >= vocab_size):
@@ -122,6 +140,20 @@ class Known:
                 f"known values must be from 0 to {vocab_size - 1}, got {self.input_ids.min().item()} to "
                 f"{self.input_ids.max().item()}."
             )
+
+
+def truncate(scores: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """(B, vocab_size) with -inf in place of all but the likeliest values, of equally likely ones the first.
+
+    Kept are `top_k`, and of these the fewest that together have the probability `top_p` among them, at `temperature`.
+    """
+    ordered, values = scores.sort(stable=True, dim=-1, descending=True)
+    ordered, values = ordered[:, :top_k], values[:, :top_k]
+    if top_p is not None:
+        # The likeliest is at 0, so that the smallest temperature makes no infinity of it.
+        probabilities = ((ordered - ordered[:, :1]) / temperature).softmax(-1)
+        ordered = ordered.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, -math.inf)
+    return torch.full_like(scores, -math.inf).scatter_(-1, values, ordered)
 
 
 class Draw:
@@ -137,58 +169,83 @@ class Draw:
         top_k: int | None,
         top_p: float | None,
         guidance_scale: float,
-        generator: torch.Generator | None,
-        num_values: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        shape: tuple[int, ...],
         show_progress: bool,
     ):
+        """`shape`: of all that is drawn, (images, C, *grid)."""
         if not temperature >= 0:  # written so that NaN fails, too
             raise ValueError(f"temperature must be at least 0, got {temperature}.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, got {top_k}.")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}.")
+        if not 1 <= guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be at least 1 and finite, got {guidance_scale}.")
         self.vocab_size = vocab_size
-        self.temperature = temperature
-        self.warpers = [] if top_k is None else [TopKLogitsWarper(top_k)]
-        self.warpers += [] if top_p is None else [TopPLogitsWarper(top_p)]
-        if not guidance_scale >= 1:
-            raise ValueError(f"guidance_scale must be at least 1, got {guidance_scale}.")
+        self.temperature = min(temperature, sys.float_info.max)  # by infinity, -inf would become NaN
+        self.top_k = top_k
+        self.top_p = None if top_p == 1 else top_p
         self.guidance_scale = guidance_scale
         self.is_guided = guidance_scale > 1
-        self.generator = generator
-        self.progress = logging.tqdm(total=num_values, disable=not show_progress)
+        self.num_images = shape[0]
+        one_each = isinstance(generator, list | tuple)
+        self.generators = generator if one_each else [generator]
+        if generator is not None and not all(isinstance(each, torch.Generator) for each in self.generators):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}.")
+        if one_each and len(generator) != self.num_images:
+            raise ValueError(f"generator lists {len(generator)} for num_images={self.num_images}: give each its own.")
+        self.progress = logging.tqdm(total=math.prod(shape), disable=not show_progress)
 
     def start_line(self, tokens: torch.Tensor, known: torch.Tensor, line: tuple[int, ...]) -> bool:
         """Turns to a line of `tokens` (B, *grid) and draws its noise. Returns whether any value of it is unknown."""
         self.tokens, self.known = tokens[(slice(None), *line)], known[(slice(None), *line)]
-        # A line at a time, as the noise of a whole picture may not fit into memory; in float64, as float32 has only
-        # some 2 ** 24 different draws; where the generator is, so that a seed means the same on every device.
-        device = tokens.device if self.generator is None else self.generator.device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        num_images = len(self.tokens) // (1 + self.is_guided)
-        noise = torch.empty(num_images, self.tokens.shape[1], self.vocab_size, dtype=dtype, device=device)
-        self.noise = noise.exponential_(generator=self.generator).log_().neg_().to(tokens.device)
+        # A line at a time, as the noise of a whole picture may not fit into memory.
+        shape = (self.num_images // len(self.generators), self.tokens.shape[1], self.vocab_size)
+        noise = [gumbel_noise(shape, generator, tokens.device) for generator in self.generators]
+        # As logits / temperature + noise, but nothing overflows at a low temperature.
+        self.noise = torch.cat(noise).mul_(min(self.temperature, 1.0))
+        self.highest = []
         self.any_known = bool(self.known.any())
         if self.any_known and self.known.all():
-            self.progress.update(num_images * self.tokens.shape[1])
+            self.progress.update(self.num_images * self.tokens.shape[1])
             return False
         return True
 
     def __call__(self, position: int, logits: torch.Tensor) -> None:
-        """Draws the values at one position of the line from logits (B, vocab_size)."""
+        """Draws the values at one position of the line from logits (B, vocab_size).
+
+        At the last position it raises `ValueError` if any of the line were drawn from NaN or infinite logits.
+        """
         scores = logits.to(self.noise.dtype)
         if self.is_guided:
             with_class, without = scores.chunk(2)
             scores = without + self.guidance_scale * (with_class - without)
-        if self.temperature > 0:
-            scores = scores if self.temperature == 1 else scores / self.temperature
-            for warper in self.warpers:
-                scores = warper(None, scores)  # pyrefly: ignore[bad-argument-type]  it does not read the tokens
-            scores = scores + self.noise[:, position]
-        tokens, drawn = self.tokens[:, position], scores.argmax(-1)
+        if self.temperature > 0 and (self.top_k is not None or self.top_p is not None):
+            scores = truncate(scores, self.temperature, self.top_k, self.top_p)
+        if self.temperature > 1:
+            scores = scores / self.temperature
+        highest, drawn = (scores + self.noise[:, position]).max(-1)
+        tokens = self.tokens[:, position]
         self.progress.update(len(drawn))
         drawn = torch.cat((drawn, drawn)) if self.is_guided else drawn
         tokens.copy_(torch.where(self.known[:, position], tokens, drawn) if self.any_known else drawn)
+        # NaN is the highest of all. Looked at once per line, as a device waits for it.
+        self.highest.append(highest)
+        if len(self.highest) == self.tokens.shape[1] and not torch.stack(self.highest).isfinite().all():
+            raise ValueError(
+                "The logits hold NaN or infinity, so that nothing can be drawn from them: look for weights or a "
+                "condition that are not finite, a dtype that overflows (float16 where bfloat16 would not), or a "
+                f"guidance_scale (here {self.guidance_scale}) that is too large."
+            )
+
+
+def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+    """Drawn where the generator is, so that a seed means the same on every device, and moved to `device`."""
+    source = device if generator is None else generator.device
+    # float32 has only some 2 ** 24 different draws.
+    dtype = torch.float32 if source.type == "mps" else torch.float64
+    return torch.empty(shape, dtype=dtype, device=source).exponential_(generator=generator).log_().neg_().to(device)
 
 
 def sample_naive(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
