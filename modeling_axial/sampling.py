@@ -20,6 +20,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -142,18 +143,24 @@ class Known:
             )
 
 
-def truncate(scores: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None) -> torch.Tensor:
-    """(B, vocab_size) with -inf in place of all but the likeliest values, of equally likely ones the first.
+def keep_top_k(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """(B, vocab_size) with -inf in place of all but the `top_k` highest; of equal ones the first are kept."""
+    highest = scores.topk(min(top_k, scores.shape[-1])).values
+    lowest = highest[:, -1:]
+    ties, places = scores == lowest, (highest == lowest).sum(-1, keepdim=True)
+    return scores.masked_fill((scores < lowest) | (ties & (ties.cumsum(-1) > places)), -math.inf)
 
-    Kept are `top_k`, and of these the fewest that together have the probability `top_p` among them, at `temperature`.
+
+def keep_top_p(scores: torch.Tensor, top_p: float, temperature: float) -> torch.Tensor:
+    """(B, vocab_size) with -inf in place of all but the highest that together have the probability `top_p`.
+
+    These are the fewest: the last of them reaches `top_p`. Of equal ones the first are kept.
     """
     ordered, values = scores.sort(stable=True, dim=-1, descending=True)
-    ordered, values = ordered[:, :top_k], values[:, :top_k]
-    if top_p is not None:
-        # The likeliest is at 0, so that the smallest temperature makes no infinity of it.
-        probabilities = ((ordered - ordered[:, :1]) / temperature).softmax(-1)
-        ordered = ordered.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, -math.inf)
-    return torch.full_like(scores, -math.inf).scatter_(-1, values, ordered)
+    # The highest is moved to 0, so that no temperature makes an infinity of it.
+    probabilities = ((ordered - ordered[:, :1]) / temperature).softmax(-1)
+    dropped = probabilities.cumsum(-1) - probabilities >= top_p
+    return scores.masked_fill(dropped.scatter(-1, values, dropped), -math.inf)
 
 
 class Draw:
@@ -184,8 +191,9 @@ class Draw:
             raise ValueError(f"guidance_scale must be at least 1 and finite, got {guidance_scale}.")
         self.vocab_size = vocab_size
         self.temperature = min(temperature, sys.float_info.max)  # by infinity, -inf would become NaN
-        self.top_k = top_k
-        self.top_p = None if top_p == 1 else top_p
+        self.warpers = [] if top_k is None else [partial(keep_top_k, top_k=top_k)]
+        if top_p is not None and top_p < 1:
+            self.warpers.append(partial(keep_top_p, top_p=top_p, temperature=self.temperature))
         self.guidance_scale = guidance_scale
         self.is_guided = guidance_scale > 1
         self.num_images = shape[0]
@@ -200,15 +208,19 @@ class Draw:
     def start_line(self, tokens: torch.Tensor, known: torch.Tensor, line: tuple[int, ...]) -> bool:
         """Turns to a line of `tokens` (B, *grid) and draws its noise. Returns whether any value of it is unknown."""
         self.tokens, self.known = tokens[(slice(None), *line)], known[(slice(None), *line)]
-        # A line at a time, as the noise of a whole picture may not fit into memory.
-        shape = (self.num_images // len(self.generators), self.tokens.shape[1], self.vocab_size)
-        noise = [gumbel_noise(shape, generator, tokens.device) for generator in self.generators]
-        # As logits / temperature + noise, but nothing overflows at a low temperature.
-        self.noise = torch.cat(noise).mul_(min(self.temperature, 1.0))
-        self.highest = []
+        length = self.tokens.shape[1]
+        # A line at a time, as the noise of a whole picture may not fit into memory; in float64, as float32 has only
+        # some 2 ** 24 different draws; where the generator is, so that a seed means the same on every device.
+        device = tokens.device if self.generators[0] is None else self.generators[0].device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        noise = torch.empty(self.num_images, length, self.vocab_size, dtype=dtype, device=device)
+        for part, generator in zip(noise.chunk(len(self.generators)), self.generators, strict=True):
+            part.exponential_(generator=generator)
+        # Not logits / temperature, which overflows at a low one, but temperature * noise.
+        self.noise = noise.log_().mul_(-min(self.temperature, 1.0)).to(tokens.device)
         self.any_known = bool(self.known.any())
         if self.any_known and self.known.all():
-            self.progress.update(self.num_images * self.tokens.shape[1])
+            self.progress.update(self.num_images * length)
             return False
         return True
 
@@ -221,31 +233,22 @@ class Draw:
         if self.is_guided:
             with_class, without = scores.chunk(2)
             scores = without + self.guidance_scale * (with_class - without)
-        if self.temperature > 0 and (self.top_k is not None or self.top_p is not None):
-            scores = truncate(scores, self.temperature, self.top_k, self.top_p)
-        if self.temperature > 1:
-            scores = scores / self.temperature
-        highest, drawn = (scores + self.noise[:, position]).max(-1)
-        tokens = self.tokens[:, position]
+        if self.temperature > 0:
+            for warper in self.warpers:
+                scores = warper(scores)
+            scores = scores if self.temperature <= 1 else scores / self.temperature
+        scores = self.noise[:, position].add_(scores)
+        tokens, drawn = self.tokens[:, position], scores.argmax(-1)
         self.progress.update(len(drawn))
         drawn = torch.cat((drawn, drawn)) if self.is_guided else drawn
         tokens.copy_(torch.where(self.known[:, position], tokens, drawn) if self.any_known else drawn)
-        # NaN is the highest of all. Looked at once per line, as a device waits for it.
-        self.highest.append(highest)
-        if len(self.highest) == self.tokens.shape[1] and not torch.stack(self.highest).isfinite().all():
+        # All scores of the line have been added to its noise: a device waits for this look once per line.
+        if position + 1 == self.noise.shape[1] and not self.noise.amax(-1).isfinite().all():
             raise ValueError(
                 "The logits hold NaN or infinity, so that nothing can be drawn from them: look for weights or a "
                 "condition that are not finite, a dtype that overflows (float16 where bfloat16 would not), or a "
                 f"guidance_scale (here {self.guidance_scale}) that is too large."
             )
-
-
-def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-    """Drawn where the generator is, so that a seed means the same on every device, and moved to `device`."""
-    source = device if generator is None else generator.device
-    # float32 has only some 2 ** 24 different draws.
-    dtype = torch.float32 if source.type == "mps" else torch.float64
-    return torch.empty(shape, dtype=dtype, device=source).exponential_(generator=generator).log_().neg_().to(device)
 
 
 def sample_naive(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
