@@ -119,7 +119,7 @@ class Known:
         if known is None:
             nothing = torch.zeros([1] * len(shape), dtype=torch.long, device=device)
             known = nothing, nothing.bool()
-        input_ids, mask = known
+        input_ids, mask = to_integers("known values", known[0], vocab_size), known[1]
         if mask.dtype != torch.bool:
             raise ValueError(f"The mask of known values must be boolean (True = given), got {mask.dtype}.")
         if input_ids.dim() == mask.dim() == len(shape):
@@ -131,7 +131,6 @@ class Known:
                 ours not in (1, theirs) for ours, theirs in zip(states.shape, shape, strict=True)
             ):
                 raise ValueError(f"known {name} {tuple(states.shape)} must broadcast to (images, C, *grid) {shape}.")
-        input_ids = to_integers("known values", input_ids, vocab_size)
         self.input_ids = torch.zeros(shape, dtype=torch.long, device=device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.mask.copy_(mask.expand(shape))

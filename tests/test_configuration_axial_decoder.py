@@ -33,6 +33,24 @@ def test_token_grids(fields, num_grids, grid_shape, num_exterior_channels):
 
 
 @pytest.mark.parametrize(
+    ("fields", "stacks"),
+    [
+        ({"image_size": (5, 7)}, {"exterior.stack", "outer_levels.*", "inner_level"}),
+        ({"image_size": (5, 7), "num_channels": 1}, {"outer_levels.*", "inner_level"}),
+        ({"image_size": (5,), "channel_order": "nested"}, {"outer_levels.*", "inner_level"}),
+        ({"image_size": (5,), "num_channels": 1}, {"inner_level"}),
+        ({"image_size": (5,), "num_channels": 1, "num_condition_channels": 2}, {"exterior.stack", "inner_level"}),
+    ],
+    ids=str,
+)
+def test_blocks_that_fsdp_splits(fields, stacks):
+    config = AxialDecoderConfig(**fields)
+    blocks = {f"{stack}.blocks.*" for stack in stacks}
+    assert set(config.base_model_fsdp_plan) == blocks | {"token_embeddings", "norm", "head"}
+    assert "base_model_fsdp_plan" not in config.to_dict()
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {},

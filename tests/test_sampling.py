@@ -2,12 +2,13 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
-from modeling_axial.sampling import SAMPLERS, Draw, LineCache, StaticLineCache
+from modeling_axial.sampling import SAMPLERS, Draw, LineCache, StaticLineCache, keep_top_k, keep_top_p
 from tests.test_modeling_axial_decoder import make_config, make_inputs, make_model, orders, redraw, variants
 
 EAGER = [name for name in SAMPLERS if name != "compiled"]
@@ -341,8 +342,10 @@ def test_guidance_moves_the_logits_away_from_those_of_an_unknown_class(sampler, 
     ("class_dropout_prob", "guidance_scale", "message"),
     [
         (0.0, 2.0, "guidance_scale=2.0 needs a model with class_dropout_prob above 0"),
-        (0.1, 0.5, "guidance_scale must be at least 1, got 0.5"),
-        (0.1, float("nan"), "guidance_scale must be at least 1, got nan"),
+        (0.1, 0.5, "guidance_scale must be at least 1 and finite, got 0.5"),
+        (0.1, math.nan, "guidance_scale must be at least 1 and finite, got nan"),
+        (0.1, math.inf, "guidance_scale must be at least 1 and finite, got inf"),
+        (0.1, sys.float_info.max, "NaN or infinity.*guidance_scale"),
     ],
 )
 def test_guidance_that_is_impossible(class_dropout_prob, guidance_scale, message):
@@ -399,6 +402,126 @@ def test_temperature_and_truncation():
             assert ((probabilities * more_likely).sum(-1) < options["top_p"]).all()
 
 
+def peaked(logits):
+    """Values of probability 0 among others, and ties, as half precision and new models have."""
+    return (logits * 2).round().masked_fill(logits < -1, -math.inf)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (7, 11), (3, 257)], ids=str)
+def test_truncation_keeps_exactly_the_likeliest_values(shape):
+    """Against the rule written out, on logits with many ties, of which the first values are kept."""
+    scores = peaked(torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    scores[:, -1] = scores.amax(-1)
+    ranked = [sorted(range(shape[1]), key=lambda value: (-row[value], value)) for row in scores.tolist()]
+    for top_k in (1, 2, 5, shape[1], 1000):
+        expected = torch.full_like(scores, -math.inf)
+        for row, values in enumerate(ranked):
+            expected[row, values[:top_k]] = scores[row, values[:top_k]]
+        assert torch.equal(keep_top_k(scores, top_k), expected)
+    for temperature, top_p in itertools.product((5e-324, 0.5, 1.0, sys.float_info.max), (1e-9, 0.3137, 0.7071, 0.9901)):
+        expected = torch.full_like(scores, -math.inf)
+        for row, values in enumerate(ranked):
+            weights = [math.exp((scores[row, value] - scores[row, values[0]]).item() / temperature) for value in values]
+            total = 0.0
+            for value, weight in zip(values, weights, strict=True):
+                if total < top_p * math.fsum(weights):
+                    expected[row, value] = scores[row, value]
+                total += weight
+        assert torch.equal(keep_top_p(scores, top_p, temperature), expected)
+
+
+@pytest.mark.parametrize("sampler", EAGER)
+def test_equally_likely_values(sampler):
+    """All logits of a new model are equal: top_k keeps no more than so many, and 1 takes what temperature 0 does."""
+    torch.manual_seed(0)
+    new = AxialForCausalImageModeling(make_config((3, 5), vocab_size=11))
+    greedy = sample(new, 8, temperature=0, sampler=sampler)
+    for options in ({"top_k": 1}, {"top_p": 1e-9}, {"top_k": 7, "top_p": 0.1}):
+        assert torch.equal(sample(new, 8, sampler=sampler, **options), greedy)
+    assert sample(new, 8, top_k=4, sampler=sampler).unique().tolist() == [0, 1, 2, 3]
+    assert sample(new, 8, top_p=0.4, sampler=sampler).unique().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"guidance_scale": 2.0}], ids=str)
+def test_the_smallest_temperature_takes_the_likeliest_value(options):
+    model = make_model(vocab_size=11, num_classes=3, class_dropout_prob=0.1)
+    options = {**options, **conditions(model)}
+    greedy = sample(model, temperature=0, **options)
+    for temperature in (1e-12, 1e-45, 1e-307, 1e-308, 5e-324):
+        assert torch.equal(sample(model, temperature=temperature, **options), greedy)
+
+
+def test_an_infinite_temperature_draws_uniformly():
+    """All but what has no probability at all, and with top_k the likeliest ones, each as often."""
+    model = make_model((7, 8), vocab_size=5, num_channels=1)
+    model.head.bias.data[3] = -math.inf
+    for options, values in (({}, 4), ({"top_k": 2}, 2), ({"top_p": 0.5}, 3)):  # 2 of 5 hold 0.4, 3 hold 0.6
+        model.head.bias.data[3] = -math.inf if not options or "top_k" in options else 0.0
+        for temperature in (math.inf, sys.float_info.max):
+            pictures = sample(model, 40, temperature=temperature, **options)
+            with torch.no_grad():
+                ranks = model(pictures).logits.argsort(-1, descending=True).argsort(-1)
+            drawn = ranks.gather(-1, pictures[..., None]).flatten().bincount(minlength=5) / pictures.numel()
+            assert not drawn[values:].any()
+            assert (drawn[:values] - 1 / values).abs().max() < 5 * (0.25 / pictures.numel()) ** 0.5
+
+
+def test_values_without_probability_are_never_drawn():
+    model = make_model(vocab_size=5)
+    model.head.bias.data[3] = -math.inf
+    for options in ({}, {"temperature": 0.7}, {"temperature": 3.0}, {"top_k": 5}, {"top_p": 0.9}, {"temperature": 0}):
+        assert 3 not in sample(model, 20, **options).unique()
+
+
+@pytest.mark.parametrize("sampler", EAGER)
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+def test_logits_that_are_not_finite_are_refused(value, sampler):
+    """One weight for one class of one picture is enough, whatever is drawn from the logits."""
+    model = make_model(vocab_size=11, num_classes=3)
+    model.class_embeddings.weight.data[1, 0] = value
+    fine = torch.tensor([0, 2])
+    sample(model, class_labels=fine, sampler=sampler)
+    for options in ({}, {"temperature": 0}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.5}):
+        with pytest.raises(ValueError, match="logits hold NaN or infinity"):
+            sample(model, class_labels=torch.tensor([0, 1]), sampler=sampler, **options)
+    model.head.bias.data[4] = value
+    with pytest.raises(ValueError, match="logits hold NaN or infinity"):
+        sample(model, class_labels=fine, sampler=sampler)
+
+
+# One generator for each picture
+
+
+@pytest.mark.parametrize("sampler", EAGER)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_a_picture_with_its_own_generator_is_the_same_in_any_batch(guidance_scale, sampler):
+    model = make_model((3, 5), vocab_size=11, num_classes=3, class_dropout_prob=0.1, num_condition_channels=1)
+    options = conditions(model, num_images=4)
+    mask = torch.rand(4, 2, 3, 5, generator=torch.Generator().manual_seed(1)) < 0.2
+    values = torch.randint(11, (4, 2, 3, 5), generator=torch.Generator().manual_seed(2))
+
+    def draw(rows):
+        generators = [torch.Generator().manual_seed(10 + row) for row in rows]
+        own = {name: value[rows] for name, value in options.items()}
+        own |= {"known": (values[rows], mask[rows]), "guidance_scale": guidance_scale, "sampler": sampler}
+        return model.generate(len(rows), **own, generator=generators), own
+
+    together, _ = draw([0, 1, 2, 3])
+    assert not torch.equal(together[0], together[1])
+    for rows in ([2], [3, 1], [0, 2, 3]):
+        assert torch.equal(draw(rows)[0], together[rows])
+    alone, own = draw([1])
+    assert torch.equal(model.generate(1, **own, generator=torch.Generator().manual_seed(11)), alone)
+    with pytest.raises(ValueError, match="generator lists 1 for num_images=2"):
+        model.generate(2, **draw([0, 1])[1], generator=[torch.Generator()])
+
+
+def test_equal_generators_draw_equal_pictures():
+    generators = tuple(torch.Generator().manual_seed(seed) for seed in (3, 4, 3))
+    first, second, third = make_model(vocab_size=11).generate(3, generator=generators)
+    assert torch.equal(first, third) and not torch.equal(first, second)
+
+
 # How generate() behaves
 
 
@@ -418,6 +541,45 @@ def test_known_values_and_mask_broadcast_to_each_other():
     mask[..., 2:] = True
     drawn = sample(make_model(vocab_size=11), known=(torch.full((1, 1, 1, 1), 3), mask))
     assert drawn.shape[2:] == (4, 7) and (drawn[..., 2:] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("native", "values", "mask", "size"),
+    [
+        ((3, 5), (1, 1), (1, 1), (3, 5)),
+        ((3, 5), (1, 7), (1, 1), (3, 7)),
+        ((3, 5), (1, 1), (4, 1), (4, 5)),
+        ((3, 5), (2, 1), (1, 7), (2, 7)),
+        ((1, 5), (1, 2), (1, 2), (1, 2)),
+        ((3, 5), (3, 5), (1, 1), (3, 5)),
+    ],
+    ids=str,
+)
+def test_known_values_of_length_one_are_broadcast(native, values, mask, size):
+    """Along an axis of length 1 one value stands for all cells of the picture; it never makes a picture of one cell."""
+    model = make_model(native, vocab_size=11)
+    known = (torch.full((1, 1, *values), 3), torch.ones(1, 1, *mask, dtype=torch.bool))
+    drawn = sample(model, known=known)
+    assert drawn.shape == (2, 2, *size) and (drawn == 3).all()
+    model = make_model(native, vocab_size=11, num_condition_channels=1)
+    condition = conditions(model, image_size=size)["condition"]
+    assert torch.equal(sample(model, known=known, condition=condition), drawn)
+    condition = conditions(model, image_size=(6, 6))["condition"]
+    if values == mask == (1, 1):
+        assert sample(model, known=known, condition=condition).shape == (2, 2, 6, 6)
+    else:
+        with pytest.raises(ValueError, match="condition must have shape"):
+            sample(model, known=known, condition=condition)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint64], ids=str)
+def test_integers_of_any_dtype(dtype):
+    model = make_model(vocab_size=11, num_classes=3, class_dropout_prob=0.1)
+    known = (torch.full((1, 1, 1, 1), 3), torch.arange(5).view(1, 1, 1, 5) < 2)
+    options = {"guidance_scale": 2.0, **conditions(model)}
+    expected = sample(model, known=known, **options)
+    options["class_labels"] = options["class_labels"].to(dtype)
+    assert torch.equal(sample(model, known=(known[0].to(dtype), known[1]), **options), expected)
 
 
 def test_without_a_generator_the_global_seed_counts():
@@ -469,12 +631,20 @@ def test_progress(capsys):
         ({"num_images": 0}, "num_images must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
         ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"top_k": 2.5}, "top_k must be an integer of at least 1, got 2.5"),
         ({"top_p": 0.0}, "top_p must be greater than 0 and at most 1, got 0.0"),
+        ({"top_p": math.nan}, "top_p must be greater than 0 and at most 1, got nan"),
+        ({"generator": 3}, "generator must be a torch.Generator or a list of them, got 3"),
+        ({"generator": [torch.Generator(), None]}, "generator must be a torch.Generator or a list of them"),
+        ({"generator": [torch.Generator()]}, "generator lists 1 for num_images=2: give each its own"),
+        ({"generator": []}, "generator lists 0 for num_images=2"),
+        ({"known": ([[3]], torch.ones(1, 1, 1, 1) > 0)}, r"known values must be a tensor of integers.*\[\[3\]\]"),
+        ({"known": (torch.ones(1, 1, 1, 1) > 0, torch.ones(1, 1, 1, 1) > 0)}, "integers from 0 to 4, got torch.bool"),
         ({"class_labels": torch.tensor([0, 1])}, "num_classes=None"),
-        ({"known": (torch.zeros(2, 2, 3, 5), torch.zeros(2, 2, 3, 5))}, "must be boolean"),
-        ({"known": (torch.zeros(3, 2, 3, 5), torch.ones(2, 2, 3, 5) > 0)}, r"known input_ids \(3, 2, 3, 5\)"),
-        ({"known": (torch.zeros(2, 2, 3, 5), torch.ones(3, 5) > 0)}, r"known mask \(3, 5\) must broadcast"),
+        ({"known": (torch.zeros(2, 2, 3, 5).long(), torch.zeros(2, 2, 3, 5))}, "must be boolean"),
+        ({"known": (torch.zeros(3, 2, 3, 5).long(), torch.ones(2, 2, 3, 5) > 0)}, r"known input_ids \(3, 2, 3, 5\)"),
+        ({"known": (torch.zeros(2, 2, 3, 5).long(), torch.ones(3, 5) > 0)}, r"known mask \(3, 5\) must broadcast"),
         ({"known": (torch.zeros(2, 2, 3, 5), torch.ones(2, 2, 3, 5) > 0)}, "integers from 0 to 4, got torch.float32"),
         ({"known": (torch.zeros(1, 1, 0, 5).long(), torch.ones(1, 1, 0, 5) > 0)}, "at least 1 cell"),
         ({"known": (torch.full((2, 2, 3, 5), 5), torch.ones(2, 2, 3, 5) > 0)}, "from 0 to 4, got 5 to 5"),
