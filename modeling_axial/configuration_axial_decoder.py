@@ -152,3 +152,6 @@ class AxialDecoderConfig(StrictConfig):
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
                 f"{self.num_attention_heads}, or head_dim must be given."
             )
+
+    def validate_output_attentions(self):
+        """Nothing to refuse: with a backend that gives no maps, the model uses eager attention for that call."""

@@ -93,10 +93,11 @@ class CausalImageModelingOutput(ModelOutput):
         bits_per_dim: `loss` in bits, without a gradient.
         logits: `(B, C, *grid, vocab_size)`; None in training, where one channel of each picture is learnt at a time.
         hidden_states: with `output_hidden_states`, what each block that ran gives, in order of execution: channel by
-            channel those of the exterior encoder, the outer levels (slow to fast) and the inner level. Each
-            `(B, *token grid, hidden_size)`, the mean of the two streams where there are two.
-        attentions: with `output_attentions`, the map of each block in the same order, `(B · lines,
-            num_attention_heads, length, length)`, lines ordered as the remaining axes, slow to fast.
+            channel those of the exterior encoder, the outer levels (slow to fast) and the inner level; in training,
+            of the one channel learnt. Each `(B, *grid, hidden_size)`, behind the encoder of `"nested"` with the
+            channels as the slowest axis; the mean of the two streams where there are two.
+        attentions: with `output_attentions`, the map of each of these blocks along its axis, in the same order: `(B ·
+            lines, num_attention_heads, length, length)`, lines ordered as the remaining axes, slow to fast.
     """
 
     loss: torch.Tensor | None = None

@@ -7,18 +7,26 @@ itself re-draw the weights (`redraw`).
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import Trainer, TrainingArguments
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_axial import OneStream, RebuiltTwoStream, TwoStream
 from modeling_axial import modeling_axial_decoder as decoder_file
+from modeling_axial.attention import AxialSelfAttention
+from modeling_axial.axial_layer import AxialBlock
 from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling, neighbourhoods
 from modeling_axial.sampling import shift
+from tests.conftest import ROOT
 
 
 def make_config(image_size=(3, 5), **overrides):
@@ -325,6 +333,49 @@ def test_half_precision_is_summed_in_full():
     torch.testing.assert_close(model.log_prob(**inputs), log_probs.flatten(1).sum(1), rtol=1e-6, atol=0)
 
 
+def test_values_of_16_bits_in_half_precision():
+    """float16 ends at 65,504, before the largest values: the encoder of earlier channels divides them first."""
+    options = {"vocab_size": 65_536, "num_channels": 3, "gain": 1.0, "head_gain": 0.5}
+    model = make_model(**options)
+    inputs = make_inputs(model.config)
+    inputs["input_ids"][:, 0] = torch.randint(65_500, 65_536, (2, 3, 5))
+    with torch.no_grad():
+        expected, expected_loss = model.log_prob(**inputs), model(**inputs).loss
+        for dtype, tolerance in ((torch.float16, 0.01), (torch.bfloat16, 0.02)):
+            half = make_model(dtype=dtype, **options)
+            torch.testing.assert_close(half.log_prob(**inputs), expected, rtol=tolerance, atol=0)
+            torch.testing.assert_close(half(**inputs).loss.double(), expected_loss, rtol=tolerance, atol=0)
+            assert half.generate(1).max() > 255
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.int32, torch.uint64], ids=str)
+def test_integers_of_any_dtype(dtype):
+    model = make_model(num_classes=127, class_dropout_prob=0.5)
+    inputs = make_inputs(model.config)
+    others = {name: value.to(dtype) for name, value in inputs.items()}
+    assert torch.equal(model(**others).logits, model(**inputs).logits)
+    assert torch.equal(model.log_prob(**others), model.log_prob(**inputs))
+    wrong = others["input_ids"].clone()
+    wrong[1, 1, 2, 4] = 5
+    with pytest.raises(ValueError, match="input_ids must be from 0 to 4, got 0 to 5"):
+        model(**{**others, "input_ids": wrong})
+    model.train()
+    losses = []
+    for each in (inputs, others):
+        torch.manual_seed(4)
+        losses.append(model(**each).loss)
+    assert torch.equal(*losses)
+
+
+def test_an_unknown_class_that_the_dtype_of_the_labels_cannot_hold():
+    model = make_model(num_classes=256, class_dropout_prob=0.9).train()
+    inputs = make_inputs(model.config, batch=20)
+    seen = []
+    model.class_embeddings.register_forward_hook(lambda module, labels, output: seen.append(labels[0]))
+    model(**{**inputs, "class_labels": inputs["class_labels"].to(torch.uint8)})
+    assert (seen[0] == 256).any()
+
+
 # The parts written out
 
 
@@ -414,6 +465,151 @@ def test_shift():
     assert not shift(states[:, :1], 0).any()
 
 
+# What each block computes
+
+
+def recorded(model, inputs, **options):
+    """The output of the model with states and maps, and what the blocks gave meanwhile, two streams by their mean."""
+    found = []
+
+    def note(block, streams, output):
+        found.append((output[1] + output[2]) / 2 if isinstance(output, tuple) else output)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, AxialBlock)]
+    output = model(**inputs, output_hidden_states=True, output_attentions=True, **options)
+    for hook in hooks:
+        hook.remove()
+    return output, found
+
+
+def blocks_of_one_grid(model):
+    """(grid, axis, is_causal) of each block in order of execution."""
+    stacks = [] if model.exterior is None else [(model.config.image_size, model.exterior.stack)]
+    stacks += [(model.config.grid_shape, level) for level in (*model.outer_levels, model.inner_level)]
+    cores = [(tuple(grid), block.attention.attention.core) for grid, stack in stacks for block in stack.blocks]
+    return [(grid, core.axis, core.is_causal) for grid, core in cores]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@variants
+def test_hidden_states_and_attention_maps_of_every_block(overrides, training):
+    model = make_model(**{"num_outer_layers": 2, **overrides})
+    config = model.config
+    inputs = make_inputs(config)
+    torch.manual_seed(3)
+    plain = model.train(training)(**inputs)
+    assert plain.hidden_states is None and plain.attentions is None
+    torch.manual_seed(3)
+    output, expected = recorded(model, inputs)
+    torch.testing.assert_close(output.loss, plain.loss)
+    blocks = blocks_of_one_grid(model) * (1 if training else config.num_grids)
+    assert len(output.hidden_states) == len(output.attentions) == len(expected) == len(blocks)
+    for states, found, weights, (grid, axis, is_causal) in zip(
+        output.hidden_states, expected, output.attentions, blocks, strict=True
+    ):
+        assert states.shape == (2, *grid, config.hidden_size)
+        torch.testing.assert_close(states, found)
+        length = grid[axis]
+        assert weights.shape == (2 * math.prod(grid) // length, config.num_attention_heads, length, length)
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+        assert bool(weights.triu(1).any()) == (length > 1 and not is_causal)
+    # The last state of each channel is what its logits come from.
+    last = model.head(model.norm(output.hidden_states[-1]))
+    if not training:
+        logits = output.logits.view(2, config.num_grids, *config.grid_shape, config.vocab_size)[:, -1]
+        torch.testing.assert_close(last, logits)
+    sum(states.square().sum() for states in (*output.hidden_states, *output.attentions)).backward()
+    assert model.token_embeddings.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_states_are_asked_for_as_in_transformers(reversible):
+    model = make_model(reversible=reversible)
+    inputs = make_inputs(model.config)
+    plain, (output, _) = model(**inputs), recorded(model, inputs)
+    assert list(plain) == ["loss", "bits_per_dim", "logits"]
+    assert list(output) == [*plain, "hidden_states", "attentions"]
+    model = make_model(reversible=reversible, output_hidden_states=True, output_attentions=True)
+    configured, as_tuple = model(**inputs), model(**inputs, return_dict=False)
+    for name in ("hidden_states", "attentions"):
+        for ours, expected in zip(configured[name], output[name], strict=True):
+            assert torch.equal(ours, expected)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 5
+    assert len(model(**inputs, output_hidden_states=False, output_attentions=False)) == 3
+    assert torch.equal(model.log_prob(**inputs), make_model(reversible=reversible).log_prob(**inputs))
+    model.config.output_hidden_states = model.config.output_attentions = False
+    chosen = model(**inputs, output_hidden_states=[1, 4]).hidden_states
+    assert [state is None for state in chosen] == [index not in (1, 4) for index in range(len(chosen))]
+    model.config.return_dict = False
+    assert len(model(**inputs)) == 3
+
+
+def test_unknown_keywords_are_refused():
+    model = make_model()
+    inputs = make_inputs(model.config)
+    for keyword in ("output_hidden_state", "mask", "pixel_values", "labels", "attention_mask"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{keyword}'"):
+            model(**inputs, **{keyword: inputs["input_ids"]})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'output_hidden_state'"):
+        model(**inputs, output_hidden_state=None)
+
+
+# Graphs of open sizes
+
+
+OPEN = torch.export.Dim.DYNAMIC
+
+
+def make_causal_layer():
+    torch.manual_seed(0)
+    return AxialSelfAttention(make_config(), axis=1, is_causal=True).double().eval()
+
+
+def grids(*shapes):
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(*shape, 8, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def test_a_causal_layer_exported_and_compiled_with_open_sizes():
+    layer = make_causal_layer()
+    first, *others = grids((2, 3, 5, 7), (3, 2, 11, 4), (4, 5, 2, 3))
+    program = torch.export.export(layer, (first,), dynamic_shapes=({dim: OPEN for dim in range(4)},)).module()
+    torch.compiler.reset()
+    compiled = torch.compile(layer, dynamic=True, fullgraph=True, backend="eager")
+    for states in (first, *others):
+        for found in (program(states), compiled(states)):
+            torch.testing.assert_close(found, layer(states), rtol=1e-12, atol=1e-12)
+
+
+def compare_open_sizes(model, image_sizes, backend):
+    """Exported and compiled with open sizes against eager, in numbers of pictures and pixels along every axis."""
+    first, *others = (make_inputs(model.config, batch, image_size=size) for batch, size in enumerate(image_sizes, 2))
+    axes = range(2, 2 + len(model.config.image_size))
+    shapes = {name: {0: OPEN} | {dim: OPEN for dim in axes if value.dim() > 1} for name, value in first.items()}
+    program = torch.export.export(model, (), first, dynamic_shapes=shapes).module()
+    torch.compiler.reset()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for inputs in (first, *others):
+            expected = model(**inputs)
+            for found in (program(**inputs), compiled(**inputs)):
+                torch.testing.assert_close(found.logits, expected.logits, rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(found.loss, expected.loss)
+
+
+@orders
+def test_exported_and_compiled_with_open_sizes(channel_order):
+    compare_open_sizes(make_model((5,), channel_order=channel_order), [(5,), (7,), (3,)], "eager")
+
+
+@pytest.mark.audit
+@pytest.mark.parametrize("reversible", [False, True])
+@orders
+def test_exported_and_compiled_with_open_sizes_on_two_axes(channel_order, reversible):
+    model = make_model(channel_order=channel_order, reversible=reversible, num_classes=3, num_condition_channels=1)
+    compare_open_sizes(model, [(3, 5), (4, 7), (5, 2)], "aot_eager")
+
+
 # Training
 
 
@@ -498,6 +694,162 @@ def test_a_picture_is_learnt_by_heart(channel_order):
     assert model.eval()(**inputs).bits_per_dim < 0.05
 
 
+# In other tools
+
+
+def test_embeddings_of_input_and_output():
+    model = make_model()
+    assert model.get_input_embeddings() is model.token_embeddings and model.get_output_embeddings() is model.head
+    model.set_output_embeddings(head := torch.nn.Linear(8, 5).double())
+    assert model.head is head
+    model.resize_token_embeddings(7, mean_resizing=False)
+    inputs = make_inputs(model.config)
+    assert model.config.vocab_size == 7 and model(**inputs).logits.shape == (2, 2, 3, 5, 7)
+    assert torch.equal(model.head.weight[:5], head.weight)
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+def test_adapters_of_peft(task_type, tmp_path):
+    model = make_model(dtype=torch.float32, num_classes=3)
+    inputs = make_inputs(model.config)
+    expected = sample_of(model, inputs)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type=task_type)
+    adapted = peft.get_peft_model(model, lora)
+    assert torch.equal(sample_of(adapted, inputs), expected)  # a new adapter changes nothing
+    adapted.train()(**inputs).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in gradients)
+    assert any(gradient.any() for name, gradient in gradients.items() if "lora_B" in name and gradient is not None)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(1.0)
+    adapted.eval().save_pretrained(tmp_path)
+    changed = sample_of(adapted, inputs)
+    assert not torch.equal(changed, expected)
+    fresh = make_model(dtype=torch.float32, num_classes=3)
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path)
+    assert torch.equal(sample_of(again, inputs), changed)
+    assert len(again(**inputs, output_hidden_states=True).hidden_states) == len(blocks_of_one_grid(model)) * 2
+
+
+def sample_of(model, inputs):
+    return model.generate(2, class_labels=inputs["class_labels"], generator=torch.Generator().manual_seed(5))
+
+
+def test_trainer(tmp_path):
+    """Steps, and the exact loss of evaluation, also where the config asks for states."""
+    model = make_model(dtype=torch.float32, output_hidden_states=True)
+    input_ids = make_inputs(model.config, batch=4)["input_ids"]
+    expected = model(input_ids).loss.item()
+    arguments = TrainingArguments(
+        tmp_path, max_steps=2, per_device_train_batch_size=4, per_device_eval_batch_size=2, label_names=["input_ids"],
+        prediction_loss_only=True, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    dataset = [{"input_ids": picture} for picture in input_ids]
+    trainer = Trainer(model, arguments, train_dataset=dataset, eval_dataset=dataset)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert math.isfinite(trainer.train().training_loss)
+    assert trainer.evaluate()["eval_loss"] != pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.distributed
+def test_blocks_split_over_two_ranks(tmp_path):
+    """FSDP by the model's own plan: its blocks are split, and it learns, scores and draws as the whole model does."""
+    for channel_order in ("slices", "nested"):
+        model = make_model(channel_order=channel_order, reversible=channel_order == "nested", num_classes=3)
+        model.save_pretrained(tmp_path / channel_order)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RANKS, tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert not done.returncode, f"{done.stdout}\n{done.stderr}"
+    for rank, channel_order in itertools.product(range(2), ("slices", "nested")):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())[channel_order]
+        model = AxialForCausalImageModeling.from_pretrained(tmp_path / channel_order)
+        blocks = {name for name, module in model.named_modules() if isinstance(module, AxialBlock)}
+        assert set(found["split"]) == blocks | {"", "token_embeddings", "norm", "head"}
+        assert found["held"] == pytest.approx(0.5, abs=0.02)
+        assert found["loss"] < 1e-12 and found["gradient"] < 1e-12 and found["log_prob"] < 1e-9 and found["drawn"]
+
+
+RANKS = """
+import json, os, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers.distributed import DistributedConfig
+from transformers.utils import logging
+from modeling_axial import AxialForCausalImageModeling
+
+FOLDER = Path(sys.argv[1])
+logging.disable_progress_bar()
+generator = torch.Generator().manual_seed(1)
+inputs = {"input_ids": torch.randint(5, (2, 2, 3, 5), generator=generator), "class_labels": torch.tensor([0, 2])}
+
+
+def compare(channel_order):
+    load = AxialForCausalImageModeling.from_pretrained
+    plain = load(FOLDER / channel_order, dtype=torch.float64).train()
+    config = DistributedConfig(fsdp_size=2)
+    split = load(FOLDER / channel_order, dtype=torch.float64, distributed_config=config).train()
+    losses = []
+    for model in (plain, split):
+        torch.manual_seed(3)
+        losses.append(model(**inputs).loss)
+        losses[-1].backward()
+    ours, theirs = (
+        torch.cat([
+            (parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad).flatten()
+            for parameter in model.parameters()
+        ])
+        for model in (split, plain)
+    )
+    parts = sum(parameter.to_local().numel() for parameter in split.parameters() if isinstance(parameter, DTensor))
+    for name in ("generate", "log_prob"):
+        register_fsdp_forward_method(split, name)
+    with torch.no_grad():
+        log_probs = [model.eval().log_prob(**inputs) for model in (plain, split)]
+    drawn = [
+        model.generate(2, class_labels=inputs["class_labels"], generator=torch.Generator().manual_seed(4))
+        for model in (plain, split)
+    ]
+    return {
+        "split": [name for name, module in split.named_modules() if isinstance(module, FSDPModule)],
+        "held": parts / sum(parameter.numel() for parameter in plain.parameters()),
+        "loss": abs(losses[0].item() - losses[1].item()),
+        "gradient": ((ours - theirs).norm() / theirs.norm()).item(),
+        "log_prob": (log_probs[0] - log_probs[1]).abs().max().item(),
+        "drawn": torch.equal(*drawn),
+    }
+
+
+def main(rank):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=2)
+    found = {channel_order: compare(channel_order) for channel_order in ("slices", "nested")}
+    (FOLDER / f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    os._exit(0)  # a Python that shuts down beside gloo's threads may be aborted
+
+
+if __name__ == "__main__":
+    context = torch.multiprocessing.get_context("fork")
+    processes = [context.Process(target=main, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(process.exitcode != 0 for process in processes))
+"""
+
+
 # Other sizes, wrong inputs
 
 
@@ -534,6 +886,24 @@ def test_no_pictures_have_no_probabilities(overrides):
             "class_labels must be from 0 to 3, got 3 to 4",
         ),
         ({"num_classes": 3}, {"class_labels": None}, "num_classes=3, class_labels=None"),
+        ({"num_classes": 3}, {"class_labels": 1}, "class_labels must be a tensor of integers from 0 to 2, got 1"),
+        ({"num_classes": 3}, {"class_labels": [0, 1]}, r"class_labels must be a tensor of integers.*got \[0, 1\]"),
+        (
+            {"num_classes": 3},
+            {"class_labels": torch.tensor([0.0, 1.0])},
+            "class_labels must be integers.*torch.float32",
+        ),
+        (
+            {"num_classes": 3},
+            {"class_labels": torch.tensor([True, False])},
+            "class_labels must be integers.*torch.bool",
+        ),
+        (
+            {},
+            {"input_ids": torch.zeros(2, 2, 3, 5, dtype=torch.complex64)},
+            "integers from 0 to 4, got torch.complex64",
+        ),
+        ({}, {"input_ids": [[[[0]]]]}, "input_ids must be a tensor of integers from 0 to 4"),
         ({"num_classes": 3}, {"class_labels": torch.tensor([1])}, r"shape \(2,\), got \(1,\)"),
         ({}, {"condition": torch.zeros(2, 1, 3, 5)}, "num_condition_channels=0, condition is given"),
         ({"num_condition_channels": 1}, {"condition": None}, "num_condition_channels=1, condition is not given"),
