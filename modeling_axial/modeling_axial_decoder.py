@@ -111,7 +111,8 @@ class AxialForCausalImageModeling(CodeCarryingModel):
     """Exact likelihoods, and samples, of pictures, clips and volumes whose values are integers.
 
     `Trainer` finds the loss in evaluation too with `TrainingArguments(label_names=["input_ids"])`;
-    `prediction_loss_only=True` keeps it from gathering the logits.
+    `prediction_loss_only=True` keeps it from gathering the logits. Split by FSDP2, weights are gathered for `forward`
+    alone, until `torch.distributed.fsdp.register_fsdp_forward_method(model, "generate")`, and `"log_prob"`.
     """
 
     config: AxialDecoderConfig
