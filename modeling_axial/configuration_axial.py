@@ -153,6 +153,9 @@ class StrictConfig(PreTrainedConfig):
             warnings.warn(f"{message} Ignored.", stacklevel=2)
         self._derived = derived
 
+    def validate_output_attentions(self):
+        """Nothing to refuse: with a backend that gives no maps, the model uses eager attention for that call."""
+
     @classmethod
     def _field_names(cls) -> list[str]:
         return [field.name for field in fields(cls)]
@@ -409,6 +412,3 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
                 f'feed_forward="convolution" exists for 1 to 3 axes, patch_size={self.patch_size} has '
                 f'{self.num_axes}: use "mlp" or "gated_mlp".'
             )
-
-    def validate_output_attentions(self):
-        """Nothing to refuse: with a backend that gives no maps, the model uses eager attention for that call."""

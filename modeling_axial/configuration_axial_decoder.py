@@ -1,12 +1,13 @@
 """Configuration of the autoregressive Axial Transformer (`AxialForCausalImageModeling`)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 
 from .configuration_axial import (
     StrictConfig,
     activation_name,
+    number_of_layers,
     positive_int,
     positive_lengths,
     positive_number,
@@ -75,6 +76,7 @@ class AxialDecoderConfig(StrictConfig):
     """
 
     model_type = "axial_decoder"
+    derived_fields = ("head_dim", "intermediate_size")
 
     image_size: list[int] | tuple[int, ...] = positive_lengths(default=(32, 32))
     num_channels: int = positive_int(default=3)
@@ -83,9 +85,9 @@ class AxialDecoderConfig(StrictConfig):
     num_attention_heads: int = positive_int(default=8)
     head_dim: int | None = positive_int(default=None)
     intermediate_size: int | None = positive_int(default=None)
-    num_outer_layers: int = positive_int(default=4)
-    num_inner_layers: int = positive_int(default=4)
-    num_exterior_layers: int = positive_int(default=4)
+    num_outer_layers: int = number_of_layers(default=4)
+    num_inner_layers: int = number_of_layers(default=4)
+    num_exterior_layers: int = number_of_layers(default=4)
     channel_order: Literal["slices", "nested"] = "slices"
     num_classes: int | None = positive_int(default=None)
     class_dropout_prob: float | int = probability(default=0.0)
@@ -98,12 +100,8 @@ class AxialDecoderConfig(StrictConfig):
     attention_probs_dropout_prob: float | int = probability(default=0.0)
     layer_norm_eps: float | int = positive_number(default=1e-5)
 
-    def __post_init__(self, **kwargs):
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.intermediate_size is None:
-            self.intermediate_size = 4 * self.hidden_size
-        super().__post_init__(**kwargs)
+    def _derived_values(self) -> dict[str, Any]:
+        return super()._derived_values() | {"intermediate_size": 4 * self.hidden_size}
 
     @property
     def num_grids(self) -> int:
@@ -152,6 +150,3 @@ class AxialDecoderConfig(StrictConfig):
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
                 f"{self.num_attention_heads}, or head_dim must be given."
             )
-
-    def validate_output_attentions(self):
-        """Nothing to refuse: with a backend that gives no maps, the model uses eager attention for that call."""

@@ -114,3 +114,16 @@ def test_unknown_and_derived_fields_are_refused():
         AxialDecoderConfig(grid_shape=(3, 5, 7))
     with pytest.raises(ValueError, match="model_type='axial_decoder'"):
         AxialDecoderConfig(model_type=AxialConfig.model_type)
+
+
+@pytest.mark.parametrize("field", ["num_outer_layers", "num_inner_layers", "num_exterior_layers"])
+def test_depths_that_would_exhaust_the_memory_are_refused(field):
+    with pytest.raises(StrictDataclassError, match="must be from 1 to 10000, got 10000000000"):
+        AxialDecoderConfig(**{field: 10**10})
+
+
+def test_derived_values_follow_what_they_derive_from():
+    stored = AxialDecoderConfig(hidden_size=64, num_attention_heads=4).to_dict()
+    assert stored["head_dim"] is None and stored["intermediate_size"] is None
+    config = AxialDecoderConfig.from_dict(stored, hidden_size=60)
+    assert (config.head_dim, config.intermediate_size) == (15, 240)
