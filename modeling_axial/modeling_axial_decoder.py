@@ -21,11 +21,12 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder
 
 from .attention import AxialAttentionCore
 from .axial_layer import AxialBlock, run_layers
 from .configuration_axial_decoder import AxialDecoderConfig
+from .forward_keywords import records_outputs
 from .position_embeddings import LearnedPositionEmbedding
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
@@ -187,7 +188,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         """The arguments of `forward`. PEFT wants it for `task_type="CAUSAL_LM"`; `generate` does not use it."""
         return {"input_ids": input_ids, **kwargs}
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @records_outputs
     def forward(
         self,
         input_ids: torch.Tensor,
