@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 # What transformers, its decorators and its debugger pass on.
@@ -37,11 +36,11 @@ def refuse_unknown_keywords(model: PreTrainedModel, keywords: Mapping[str, Any])
 
 
 def records_outputs(forward: Callable) -> Callable:
-    """transformers' `capture_outputs` with the defaults of the config, whose hooks are there in time for compiled code.
+    """transformers' `capture_outputs`, whose hooks are there in time for compiled code.
 
     They are set when first needed, and the compiler could not trace that.
     """
-    captured = merge_with_config_defaults(capture_outputs(tie_last_hidden_states=False)(forward))
+    captured = capture_outputs(tie_last_hidden_states=False)(forward)
 
     @wraps(captured)
     def wrapper(self, *args, **kwargs):

@@ -6,6 +6,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils.generic import merge_with_config_defaults
 
 from .attention import AxialAttentionCore
 from .axial_layer import AxialLayer, run_layers
@@ -111,6 +112,7 @@ class AxialModel(AxialPreTrainedModel):
         self.pooler = AttentionPooling(config) if config.pooling == "attention" else MeanPooling()
         self.post_init()
 
+    @merge_with_config_defaults
     @records_outputs
     @auto_docstring
     def forward(
