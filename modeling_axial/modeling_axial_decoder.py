@@ -194,9 +194,6 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         input_ids: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
-        *,
-        output_hidden_states: bool | list[int] | None = None,
-        output_attentions: bool | None = None,
         **kwargs,
     ) -> CausalImageModelingOutput:
         """Scores `input_ids` themselves; there are no labels beside them.
@@ -211,22 +208,21 @@ class AxialForCausalImageModeling(CodeCarryingModel):
                 stands for an unknown class.
             condition: floats `(B, num_condition_channels, *grid)`, for a model with `num_condition_channels`; any
                 scale, about -1 to 1 is best.
-            output_hidden_states, output_attentions: as in transformers, of the blocks that ran, see
-                `CausalImageModelingOutput`; those of `config` if not given. `return_dict=False` gives a tuple.
-            kwargs: what PEFT passes down to any causal model: `attention_mask`, `inputs_embeds`, `labels`, all None.
+            kwargs: `output_hidden_states` and `output_attentions`, for which see `CausalImageModelingOutput`, and
+                `return_dict`, as in transformers; else those of `config`. What PEFT hands to any causal model,
+                `attention_mask`, `inputs_embeds` and `labels`, must be None.
 
         Raises:
             ValueError: for shapes, types or conditions that the model does not have.
             TypeError: for other keywords.
         """
+        recorded = {
+            name: bool(kwargs.pop(name, getattr(self.config, name)))
+            for name in ("output_hidden_states", "output_attentions")
+        }
         for name, value in kwargs.items():
             if value is not None or name not in ("attention_mask", "inputs_embeds", "labels"):
                 raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}.")
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        recorded = {"output_hidden_states": bool(output_hidden_states), "output_attentions": bool(output_attentions)}
         input_ids, class_labels = self._check_inputs(input_ids, class_labels, condition)
         grids = self._split_grids(input_ids)
         if self.training and class_labels is not None and self.config.class_dropout_prob > 0:
