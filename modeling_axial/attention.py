@@ -9,9 +9,11 @@ accepts is split.
 """
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -81,11 +83,36 @@ def fused_attention_forward(
     is_causal: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """PyTorch's fused attention: transformers' "sdpa", which refuses empty batches, without its other cases."""
+    """PyTorch's fused attention: transformers' "sdpa", which refuses empty batches, without its other cases.
+
+    Forward-mode derivatives and torch.func transforms, which the fused kernels lack, are those of eager attention.
+    Where a backward is differentiated again, which they lack too, a `ValueError` says what to do.
+    """
+    eagerly = not torch.compiler.is_compiling()
+    if eagerly and (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()):
+        options = {"scaling": scaling, "dropout": dropout, "is_causal": is_causal}
+        return eager_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     output = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
     )
+    if eagerly and output.grad_fn is not None:
+        output.grad_fn.register_hook(_name_the_way_to_second_derivatives)
     return output.transpose(1, 2), None
+
+
+def _name_the_way_to_second_derivatives(gradients: tuple[torch.Tensor | None, ...], _) -> None:
+    """A hook of a node of the graph: where its gradients cannot be differentiated, the error shall say what to do."""
+    if torch.is_grad_enabled():
+        for node in {gradient.grad_fn for gradient in gradients if gradient is not None}:
+            if node is not None and node.name().endswith("NotImplemented"):
+                node.register_prehook(_refuse_second_derivatives)
+
+
+def _refuse_second_derivatives(_) -> NoReturn:
+    raise ValueError(
+        "PyTorch's fused attention has no second derivatives: run forward and backward inside `with "
+        'torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):`, or use attn_implementation="eager".'
+    )
 
 
 def axial_attention(
