@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 
-from .configuration_axial import StrictConfig, positive_int
+from .configuration_axial import StrictConfig, number_of_layers, positive_int
 
 
 @as_validated_field
@@ -48,16 +48,20 @@ class AxialImageTransformerConfig(StrictConfig):
 
     num_axes: int = one_to_three(default=2)
     hidden_size: int = positive_int(default=128)
-    num_hidden_layers: int = positive_int(default=12)
+    num_hidden_layers: int = number_of_layers(default=12)
     num_attention_heads: int = positive_int(default=8)
     head_dim: int | None = positive_int(default=None)
     position_embedding_shape: list[int] | tuple[int, ...] | None = positive_lengths_or_none(default=None)
     reversible: bool = True
 
-    def __post_init__(self, **kwargs):
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
+    @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:  # pyrefly: ignore[bad-override]  it depends on the fields
+        """How FSDP splits the model: block by block."""
+        positions = {} if self.position_embedding_shape is None else {"transformer.pos_emb": "free_full_weight"}
+        return positions | {"transformer.layers.blocks.*": "free_full_weight"}
+
+    def validate_output_attentions(self):
+        """Nothing to refuse: where maps are asked for, the model uses eager attention for that call."""
 
     def validate_architecture(self):
         """Checks the rules that tie fields to each other; raises `ValueError` naming fields, values and the rule."""

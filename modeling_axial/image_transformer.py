@@ -10,16 +10,20 @@ README lists under "Coming from axial_attention" is repaired.
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder
 
-from .attention import axial_attention
+from .attention import axial_attention, eager_attention_forward
 from .configuration_image_transformer import AxialImageTransformerConfig
+from .forward_keywords import records_outputs, refuse_unknown_keywords
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
 
@@ -89,6 +93,10 @@ class AxialPositionalEmbedding(nn.Module):
         return x
 
 
+class AttentionMaps(nn.Identity):
+    """Passes on the attention weights of a `SelfAttention`, to be recorded here."""
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention: (B, length, dim) -> the same shape, or along one `axis` of any grid (B, *grid, dim).
 
@@ -110,13 +118,23 @@ class SelfAttention(nn.Module):
         self.to_q = nn.Linear(dim, dim_hidden, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim_hidden, bias=False)
         self.to_out = nn.Linear(dim_hidden, dim)
+        self.maps = AttentionMaps()
 
-    def forward(self, x: torch.Tensor, kv: torch.Tensor | None = None, axis: int = 0) -> torch.Tensor:
-        """`kv`: what to read instead of x, shaped as x but for the length along `axis`."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        kv: torch.Tensor | None = None,
+        axis: int = 0,
+        attention_interface: Callable | None = None,
+    ) -> torch.Tensor:
+        """`kv`: what to read instead of x, shaped as x but for the length along `axis`. `attention_interface`: a
+        function of transformers' `AttentionInterface`; PyTorch's fused attention by default."""
         query = self.to_q(x)
         key, value = self.to_kv(x if kv is None else kv).chunk(2, dim=-1)
         query, key, value = (states.unflatten(-1, (self.heads, self.dim_heads)) for states in (query, key, value))
-        output, _ = axial_attention(query, key, value, axis)
+        output, weights = axial_attention(query, key, value, axis, attention_interface=attention_interface, module=self)
+        if weights is not None:
+            self.maps(weights)
         return self.to_out(output.flatten(-2))
 
 
@@ -167,14 +185,19 @@ def by_blocks_of_lines(
 
 
 class AlongAxis(nn.Module):
-    """(B, *grid, dim) -> the same shape, through `fn(hidden_states, axis=axis)`, in blocks of lines where that pays."""
+    """(B, *grid, dim) -> the same shape, through `fn(hidden_states, axis=axis)`, in blocks of lines where that pays.
+
+    An `attention_interface` is handed to `fn`, with all lines at once, so that its maps are whole.
+    """
 
     def __init__(self, axis: int, fn: nn.Module):
         super().__init__()
         self.axis = axis
         self.fn = fn
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attention_interface: Callable | None = None) -> torch.Tensor:
+        if attention_interface is not None:
+            return self.fn(hidden_states, axis=self.axis, attention_interface=attention_interface)
         eager_on_cpu = hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
         if eager_on_cpu and hidden_states.shape[:-1].numel() > BLOCK_TOKENS:
             return by_blocks_of_lines(self.fn, hidden_states, self.axis)
@@ -193,7 +216,9 @@ class AxialAttention(nn.Module):
             before (slow to fast).
 
     Raises:
-        ValueError: for sizes that do not fit together, in the constructor or in the input.
+        ValueError: for sizes that do not fit together, in the constructor or in the input; in backward where second
+            derivatives are taken, as fused attention has none: run forward and backward inside
+            `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)` to take them.
     """
 
     def __init__(
@@ -235,15 +260,15 @@ class AxialAttention(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """fn(norm(x))."""
+    """fn(norm(x), ...)."""
 
     def __init__(self, dim: int, fn: nn.Module):
         super().__init__()
         self.fn = fn
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, hidden_states: torch.Tensor, axis: int = 0) -> torch.Tensor:
-        return self.fn(self.norm(hidden_states), axis=axis)
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.fn(self.norm(hidden_states), **kwargs)
 
 
 class ChannelNorm(nn.Module):
@@ -285,6 +310,13 @@ class ConvolutionFeedForward(nn.Sequential):
         return super().forward(hidden_states.movedim(-1, 1)).movedim(1, -1)
 
 
+def attend_through(attention_interface: Callable | None, function: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function, its attention done by `attention_interface` if it attends and there is one."""
+    if attention_interface is None or not isinstance(function, AlongAxis):
+        return function
+    return partial(function, attention_interface=attention_interface)
+
+
 class ReversibleBlock(nn.Module):
     """A pair of residual functions for two streams, under the seed's parameter names."""
 
@@ -293,15 +325,16 @@ class ReversibleBlock(nn.Module):
         self.f = nn.ModuleDict({"net": f})
         self.g = nn.ModuleDict({"net": g})
 
-    def forward(self, *streams: torch.Tensor, executor) -> tuple[torch.Tensor, ...]:
-        return executor.couple(self.f["net"], self.g["net"], *streams)
+    def forward(self, *streams: torch.Tensor, executor, attention_interface=None) -> tuple[torch.Tensor, ...]:
+        f, g = (attend_through(attention_interface, function["net"]) for function in (self.f, self.g))
+        return executor.couple(f, g, *streams)
 
 
 class ResidualBlock(nn.ModuleList):
     """A pair of residual functions for one stream, under the seed's parameter names."""
 
-    def forward(self, *streams: torch.Tensor, executor) -> tuple[torch.Tensor, ...]:
-        f, g = self
+    def forward(self, *streams: torch.Tensor, executor, attention_interface=None) -> tuple[torch.Tensor, ...]:
+        f, g = (attend_through(attention_interface, function) for function in self)
         return executor.couple(f, g, *streams)
 
 
@@ -318,12 +351,27 @@ class ResidualBlocks(nn.Module):
         self.blocks = nn.ModuleList(ReversibleBlock(f, g) if reversible else ResidualBlock([f, g]) for f, g in pairs)
         self.executor_class = RebuiltTwoStream if reversible else OneStream
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_interface: Callable | None = None,
+        after_block: Callable[[int, torch.Tensor], object] | None = None,
+    ) -> torch.Tensor:
+        """`after_block`: called after each block with the number of blocks so far and what the streams stand for."""
         executor = self.executor_class()
         streams = executor.enter(hidden_states)
-        for block in self.blocks:
-            streams = block(*streams, executor=executor)
+        for number, block in enumerate(self.blocks, start=1):
+            streams = block(*streams, executor=executor, attention_interface=attention_interface)
+            if after_block is not None:
+                after_block(number, executor.leave(*streams))
         return executor.leave(*streams)
+
+
+class LayerStates(nn.Module):
+    """(before, after) -> after. Recorded here: the states before and after the first layer, then those after each."""
+
+    def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return after
 
 
 class AxialImageTransformer(nn.Module):
@@ -341,7 +389,9 @@ class AxialImageTransformer(nn.Module):
         num_dimensions: number of axes, 1 to 3.
 
     Raises:
-        ValueError: for sizes that do not fit together, in the constructor or in the input.
+        ValueError: for sizes that do not fit together, in the constructor or in the input; for second derivatives as in
+            `AxialAttention`; where activations are rebuilt, for torch.func transforms and in a backward that
+            forward-mode derivatives are taken of, which `layers.executor_class = TwoStream` allows.
     """
 
     def __init__(
@@ -378,11 +428,26 @@ class AxialImageTransformer(nn.Module):
             ]
             functions += [ConvolutionFeedForward(dim, num_dimensions) for _ in range(num_dimensions)]
         self.layers = ResidualBlocks(functions, reversible)
+        self.states = LayerStates()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, attention_interface: Callable | None = None, output_hidden_states: bool = False
+    ) -> torch.Tensor:
+        """`attention_interface`: a function of transformers' `AttentionInterface`, fused attention by default.
+        `output_hidden_states`: whether `states` is called after each layer."""
         check_input(x, self.dim, self.dim_index, self.num_dimensions)
-        hidden_states = in_full_under_autocast(self.pos_emb(x).movedim(self.dim_index, -1).contiguous())
-        return self.layers(hidden_states).movedim(-1, self.dim_index).contiguous()
+        x = in_full_under_autocast(self.pos_emb(x))
+
+        def after_block(number: int, hidden_states: torch.Tensor) -> None:
+            if number % self.num_dimensions == 0:  # a layer of as many blocks
+                self.states(x, self._channels_back(hidden_states))
+
+        hidden_states = x.movedim(self.dim_index, -1).contiguous()
+        recorder = after_block if output_hidden_states else None
+        return self._channels_back(self.layers(hidden_states, attention_interface, recorder))
+
+    def _channels_back(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.movedim(-1, self.dim_index).contiguous()
 
 
 @auto_docstring(custom_intro="The seed's image transformer on feature maps, as a model of transformers.")
@@ -392,7 +457,9 @@ class AxialImageTransformerModel(CodeCarryingModel):
     main_input_name = "feature_maps"
     input_modalities = "image"
     _no_split_modules = ["AxialPositionalEmbedding", "ReversibleBlock", "ResidualBlock"]
+    _supports_sdpa = True
     _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": LayerStates, "attentions": OutputRecorder(AttentionMaps)}
     code_auto_map = {
         "AutoConfig": "configuration_image_transformer.AxialImageTransformerConfig",
         "AutoModel": "image_transformer.AxialImageTransformerModel",
@@ -417,12 +484,28 @@ class AxialImageTransformerModel(CodeCarryingModel):
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
 
-    @can_return_tuple
+    @records_outputs
     @auto_docstring
     def forward(self, feature_maps: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
         r"""
         feature_maps (`torch.FloatTensor` of shape `(batch_size, hidden_size, *grid)`):
             Features of one picture, clip or volume each, on any grid; `last_hidden_state` has the same shape. With
             learned positions the grid may not exceed `position_embedding_shape`.
+
+        With `output_hidden_states`, `num_hidden_layers + 1` feature maps: with the positions, then after each layer
+        (the mean of the two streams where there are two), the last being `last_hidden_state`. With
+        `output_attentions`, one map `(batch_size · lines, num_attention_heads, length, length)` for each layer and
+        axis, layer by layer and axes slow to fast, lines ordered as the remaining axes, slow to fast; attention is
+        eager for that call.
         """
-        return BaseModelOutput(last_hidden_state=self.transformer(feature_maps))
+        refuse_unknown_keywords(self, kwargs)
+        implementation = self.config._attn_implementation or "sdpa"
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            interface = eager_attention_forward
+        last_hidden_state = self.transformer(
+            feature_maps,
+            attention_interface=None if interface is sdpa_attention_forward else interface,
+            output_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
+        )
+        return BaseModelOutput(last_hidden_state=last_hidden_state)

@@ -43,6 +43,7 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version, saved_tensors_hooks
 
 Residual = Callable[[Tensor], Tensor]
+Sample = list[float] | Tensor
 
 SAMPLE_SIZE = 16  # numbers of an output that are kept, to see in backward that it is the same
 NO_BACKWARD = -1  # as torch numbers the backward passes that run
@@ -241,8 +242,8 @@ class _Call:
             raise ValueError("f and g must not change their input in place: the stream changes with it; change a copy")
         if changed := self.state.changed():
             raise ValueError(
-                f"f or g changes {changed} whenever it runs, and it runs again in backward: put it in eval mode if that "
-                "keeps its state as it is, or use TwoStream"
+                f"f or g changes {changed} whenever it runs, and it runs again in backward: use TwoStream, or eval "
+                "mode if that keeps its state as it is"
             )
         self.sample = self.outputs.sample(output)
         return output
@@ -277,7 +278,7 @@ class _Call:
             _refuse_changed(f"{changed} of f or g")
         if self.sample is not None:
             dtypes = {mark[1] for mark in self.marks} | {dtype for _, dtype, enabled in self.autocast if enabled}
-            self.outputs.compare(self.sample, output, dtypes | {self.dtype, output.dtype})
+            self.outputs.compare(self.sample, self.outputs.sample(output), dtypes | {self.dtype, output.dtype})
         return output
 
     # The hooks are called inside f and g, so where these are compiled they would be traced: hence the decorator.
@@ -338,10 +339,11 @@ class _Outputs:
 
     def __init__(self) -> None:
         self.places: dict[tuple[int, torch.device], Tensor] = {}
-        self.pending: dict[int, list[tuple[Tensor, Tensor, set[torch.dtype]]]] = {}  # of each backward that is running
+        self.pending: dict[int, list[tuple[Sample, Sample, set[torch.dtype]]]] = {}  # of each backward that runs
 
-    def sample(self, output: Tensor) -> Tensor | None:
-        """Numbers from all over the output; None where there are none, as in fake tensors."""
+    def sample(self, output: Tensor) -> Sample | None:
+        """Numbers from all over the output, on an accelerator still as a tensor; None of what has none, such as fake
+        tensors."""
         size = output.numel()
         if type(output) is not Tensor or output.device.type == "meta" or not output.is_floating_point() or not size:
             return None
@@ -349,32 +351,34 @@ class _Outputs:
             # Not a multiple of the number of channels apart, or all would be of the same channel.
             places = torch.arange(SAMPLE_SIZE, device=output.device) * (size // SAMPLE_SIZE + 1) % size
             self.places[size, output.device] = places
-        return output.detach().reshape(-1).index_select(0, self.places[size, output.device])
+        numbers = output.detach().reshape(-1).index_select(0, self.places[size, output.device])
+        return numbers.tolist() if numbers.device.type == "cpu" else numbers
 
-    def compare(self, forward: Tensor, output: Tensor, dtypes: set[torch.dtype]) -> None:
-        """Raises `ValueError`, now or when the backward that runs ends, unless output is that of which forward is a
-        sample, up to what rounding in `dtypes` explains."""
+    def compare(self, forward: Sample, again: Sample | None, dtypes: set[torch.dtype]) -> None:
+        """Raises `ValueError`, now or when the backward that runs ends, if the samples of the output in forward and of
+        that in the next run differ by more than rounding in `dtypes` explains."""
         backward = torch._C._current_graph_task_id()
         if backward not in self.pending:
             self.pending[backward] = []
             if backward != NO_BACKWARD:
                 torch.autograd.Variable._execution_engine.queue_callback(partial(self.judge, backward))
-        self.pending[backward].append((forward, self.sample(output), dtypes))
+        if again is not None:
+            self.pending[backward].append((forward, again, dtypes))
         if backward == NO_BACKWARD:
             self.judge(backward)
 
     def judge(self, backward: int) -> None:
         for forward, again, dtypes in self.pending.pop(backward):
             precision = [torch.finfo(dtype) for dtype in dtypes if dtype.is_floating_point]
-            first, second = forward.tolist(), again.tolist()
+            first, second = (sample if isinstance(sample, list) else sample.tolist() for sample in (forward, again))
             size, difference = math.hypot(*first), math.dist(first, second)
             bound = max(dtype.eps for dtype in precision) ** (1 / 3) * size
             # Numbers that are not finite pass: they show by themselves.
             if difference > bound + SAMPLE_SIZE * max(dtype.smallest_normal for dtype in precision):
                 raise ValueError(
-                    f"f or g gave another output when it ran again in backward, off by {difference:.1e} where it is of "
-                    f"the size {size:.1e}: it must do the same both times (no state in a Python attribute, no `random`, "
-                    "no generator of its own) and not magnify the rounding of streams; if it cannot, use TwoStream"
+                    f"f or g gave another output when it ran again in backward, off by {difference:.1e} where its size "
+                    f"is {size:.1e}: it must do the same both times (no state in a Python attribute, no `random`, no "
+                    "generator of its own) and not magnify the rounding of the streams; if it cannot, use TwoStream"
                 )
 
 
