@@ -10,17 +10,23 @@ import importlib.util
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.ao.quantization import FakeQuantize, disable_observer
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from modeling_axial import AxialConfig, AxialModel
@@ -830,6 +836,229 @@ def test_running_statistics_are_refused(norm, reach):
     executor.couple(nn.BatchNorm2d(GRID[0], track_running_stats=False).double(), saves_nothing, *executor.enter(x))
 
 
+class RunningScale(nn.Module):
+    """Divides by a running root mean square, which is replaced or written in place, as normalisers and codebooks do."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("mean_square", torch.ones(()))
+
+    def forward(self, x):
+        if self.training and self.in_place:
+            self.mean_square.lerp_(x.detach().square().mean(), 0.1)
+        elif self.training:
+            self.mean_square = self.mean_square.lerp(x.detach().square().mean(), 0.1)
+        return x / self.mean_square.sqrt()
+
+
+def linear():
+    return nn.Linear(HIDDEN, HIDDEN)
+
+
+MOVING = {
+    "spectral norm": lambda: spectral_norm(linear()),
+    "old spectral norm": lambda: nn.utils.spectral_norm(linear()),
+    "scale in place": lambda: nn.Sequential(linear(), RunningScale(in_place=True)),
+    "scale replaced": lambda: nn.Sequential(linear(), RunningScale(in_place=False)),
+    "fake quantisation": lambda: nn.Sequential(linear(), FakeQuantize()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning", "ignore:.*torch.ao.quantization:DeprecationWarning")
+@pytest.mark.parametrize("name", MOVING)
+def test_functions_that_move_their_buffers_are_refused(name):
+    """They would move them again in backward. In eval mode, or told to observe no more, they do not."""
+    trunk, x = make(2, torch.float32)
+    for function in ("f", "g"):
+        changed = copy.deepcopy(trunk)
+        setattr(changed.layers[1], function, MOVING[name]())
+        changed.executor_class = RebuiltTwoStream
+        with pytest.raises(ValueError, match="changes the buffer '.*use TwoStream"):
+            changed.train()(x)
+        assert compare(changed.eval().apply(disable_observer), x) <= 1e-6
+
+
+def test_functions_that_move_a_tensor_they_hold_are_refused():
+    count, x = torch.zeros(()), make()[1].requires_grad_()
+
+    def f(x):
+        count.add_(1)
+        return x.sin()
+
+    with pytest.raises(ValueError, match=r"changes a tensor \(\) whenever it runs"):
+        RebuiltTwoStream().couple(f, torch.sin, x, x)
+
+
+class Masked(nn.Module):
+    """A linear map of what a mask lets through; the mask is a buffer, or an attribute that nobody knows of."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.linear = linear()
+        mask = torch.rand(*GRID, 1) > 0.3
+        if buffer:
+            self.register_buffer("mask", mask)
+        else:
+            self.mask = mask
+
+    def forward(self, x):
+        return self.linear(x) * self.mask
+
+
+def replace_mask(module):
+    module.mask = ~module.mask
+
+
+@pytest.mark.parametrize("change", ["buffer in place", "buffer replaced", "attribute in place"])
+def test_masks_changed_before_backward_are_noticed(change):
+    trunk, x = make(3)
+    trunk.layers[1].f = Masked("buffer" in change).double()
+    assert compare(trunk, x) <= EXACT
+    trunk.executor_class = RebuiltTwoStream
+    loss = square(trunk(x))
+    if "in place" in change:
+        trunk.layers[1].f.mask[0, 0] ^= True  # of one cell
+    else:
+        replace_mask(trunk.layers[1].f)
+    with pytest.raises(ValueError, match="changed or replaced.*mask.*use TwoStream"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("hold", ["closure", "partial", "keywords", "default"])
+def test_tensors_changed_before_backward_are_noticed(hold):
+    """Also where only what is computed from them is saved."""
+    mask, x = torch.rand(*GRID, 1) > 0.3, make()[1].requires_grad_()
+    keywords = {"mask": mask}
+    functions = {
+        "closure": lambda x: x * (mask + 0.0),
+        "partial": partial(lambda x, mask: x * (mask + 0.0), mask=mask),
+        "keywords": lambda x: x * (keywords["mask"] + 0.0),
+        "default": lambda x, mask=mask: x * (mask + 0.0),
+    }
+    for change in (False, True):
+        y1, y2 = RebuiltTwoStream().couple(functions[hold], torch.sin, x, x)
+        if change:
+            mask[0, 0] ^= True
+            with pytest.raises(ValueError, match=r"a tensor \(5, 7, 1\) of f or g was changed"):
+                (y1 + y2).sum().backward()
+        else:
+            (y1 + y2).sum().backward()
+
+
+class Stateful(nn.Module):
+    """A linear map with state that no version tells of."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state, self.linear, self.scale = state, linear(), 1.0
+        self.generator, self.random = torch.Generator(), random.Random(1)
+
+    def forward(self, x):
+        if self.state == "attribute":
+            self.scale *= 1.3
+        elif self.state == "random":
+            self.scale = self.random.random()
+        elif self.state == "generator":
+            x = x * (torch.rand(x.shape, generator=self.generator) > 0.3)
+        return self.linear(x) * self.scale
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, "autocast", torch.bfloat16])
+@pytest.mark.parametrize("state", ["attribute", "random", "generator", "changed by others"])
+def test_other_state_is_noticed(state, precision):
+    """When backward ends, by a few numbers of the output."""
+    autocast = precision == "autocast"
+    trunk, x = make(3, torch.float32 if autocast else precision)
+    trunk.layers[1].g = Stateful(state).to(x.dtype)
+    trunk.executor_class = RebuiltTwoStream
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = square(trunk(x))
+    if state == "changed by others":
+        trunk.layers[1].g.scale = 0.5
+    with pytest.raises(ValueError, match="another output when it ran again.*use TwoStream"):
+        loss.backward()
+
+
+def test_state_is_noticed_when_a_saved_tensor_is_looked_at():
+    """There is no backward then whose end could be waited for."""
+    x, scale = make()[1].requires_grad_(), [1.0]
+
+    def f(x):
+        return x.sin() * torch.tensor(scale[0])
+
+    def g(x):
+        return x * 0.5
+
+    for expected in (1.0, 2.0):
+        y1, _ = RebuiltTwoStream().couple(f, g, x * 1, x * 1)
+        scale[0] = expected
+        multiplied = y1.grad_fn.next_functions[1][0]
+        (sine, _), _ = multiplied.next_functions
+        if expected == 1.0:
+            torch.testing.assert_close(sine._saved_self, x, rtol=1e-12, atol=1e-12)
+        else:
+            with pytest.raises(ValueError, match="another output"):
+                assert sine._saved_self is not None
+
+
+def test_numbers_that_are_not_finite_are_no_state():
+    """As in a step that a gradient scaler leaves out."""
+    trunk, x = make(2, torch.float32)
+    trunk.executor_class = RebuiltTwoStream
+    loss = square(trunk(x * 1e30))
+    loss.backward()
+    assert not all(parameter.grad.isfinite().all() for parameter in trunk.parameters())
+
+
+def test_outputs_that_are_zero_or_tiny_are_no_state():
+    trunk, x = make(2, torch.float16)
+    for layer, factor in zip(trunk.layers, (0.0, 1e-6), strict=True):  # 1e-6 of float16 has four bits left
+        layer.g = nn.Sequential(layer.g, Times(factor))
+    assert compare(trunk, x.requires_grad_()) <= 1e-2
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_input_that_was_written_to_before():
+    """Its version is that of all that shares its memory, and differs from that of the input rebuilt."""
+    trunk, x = make(3)
+    trunk.layers[0].f = Detached(trunk.layers[0].f)
+
+    def forward(x):
+        executor = trunk.executor_class()
+        streams = executor.enter(trunk.stem(x).mul_(2).add_(1))
+        for layer in trunk.layers:
+            streams = layer(*streams, executor=executor)
+        return executor.leave(*streams)
+
+    assert compare(trunk, x.requires_grad_(), forward=forward) <= EXACT
+
+
+def test_forward_mode_derivatives_of_a_backward_are_refused():
+    """Those of the outputs are right; what backward rebuilds has none."""
+    trunk, x = make(2)
+    for layer in trunk.layers:
+        layer.f = FeedForward(HIDDEN, 0.0).double()
+    tangents = []
+    for executor_class in (TwoStream, RebuiltTwoStream):
+        trunk.executor_class = executor_class
+        with forward_ad.dual_level():
+            output = trunk(forward_ad.make_dual(x, x))
+            tangents.append(forward_ad.unpack_dual(output).tangent)
+            if executor_class is RebuiltTwoStream:
+                with pytest.raises(ValueError, match="forward-mode.*use TwoStream"):
+                    square(output).backward()
+    assert torch.equal(*tangents)
+
+
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
 def test_function_transforms_are_refused(transform):
     trunk, x = make(2)
@@ -917,6 +1146,35 @@ def test_functions_that_change_shape_or_input_are_refused(change):
     f, g = (bad, torch.sin) if change.endswith("f") else (torch.sin, bad)
     with pytest.raises(ValueError, match="in place" if "input" in change else "keep the shapes"):
         RebuiltTwoStream().couple(f, g, x * 1, x * 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fake tensors, of which memory is estimated
+
+
+@pytest.mark.parametrize("kind", ["real", "fake", "meta"])
+def test_memory_of_fake_tensors(kind):
+    """Forward and backward run, and hold what they hold of real tensors: little, however deep."""
+    live = {}
+    for depth, executor_class in ((4, TwoStream), (4, RebuiltTwoStream), (16, RebuiltTwoStream)):
+        trunk, x = make(depth, dropout=0.3)
+        trunk.executor_class = executor_class
+        mode = nullcontext()
+        if kind == "fake":
+            mode = FakeTensorMode()
+            x = mode.from_tensor(x)
+            for module in trunk.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    setattr(module, name, nn.Parameter(mode.from_tensor(parameter.detach())))
+        elif kind == "meta":
+            trunk, x = trunk.to("meta"), x.to("meta")
+        with mode, LiveBytes([*trunk.parameters(), x]) as bytes_alive:
+            loss = square(trunk(x))
+            live[depth, executor_class] = bytes_alive.now
+            loss.backward()
+        assert all(parameter.grad.shape == parameter.shape for parameter in trunk.parameters())
+    stored, rebuilt, deep = live.values()
+    assert rebuilt < 0.3 * stored and deep <= 1.1 * rebuilt
 
 
 # ---------------------------------------------------------------------------------------------------------------------
