@@ -24,9 +24,15 @@ run again under the autocast and random state of their first run, in eval mode a
 
 What f and g must do: keep the shape, leave their input unchanged, and do the same when run again, drawing from nothing
 but the default generators of the CPU and of their input's device. As they do run again, forward hooks inside them fire
-twice, and running statistics are refused. A custom Function inside them must keep its tensors by `save_for_backward`,
-or they stay in memory. With FSDP2 around each layer the loss must depend on the last layer: a layer that no gradient
-reaches is not gathered, so it cannot be run again.
+twice, and state that they move (running statistics, spectral norm) is refused. A custom Function inside them must keep
+its tensors by `save_for_backward`, or they stay in memory. With FSDP2 around each layer the loss must depend on the
+last layer: a layer that no gradient reaches is not gathered, so it cannot be run again.
+
+How much of that is noticed. Buffers and the tensors of a closure, a default or a partial are looked at after both runs,
+and so is how often every saved tensor was written to. All else (Python attributes, `random`, other generators, tensors
+kept as attributes) is judged by 16 numbers of each output, when backward ends: they may differ by the cube root of the
+coarsest precision, 0.5 % in float32 and 20 % in bfloat16. What moves an output less, or in few cells, or moves nothing
+but itself (a Python counter, which counts twice) is not noticed, nor is any such state if the output is a DTensor.
 """
 
 import math

@@ -304,6 +304,29 @@ def test_scores_of_float16_overflow_later_than_their_products(backend):
     torch.testing.assert_close(output, key)
 
 
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"mask": states(5, 3) > -0.5, "scaling": 0.3}])
+def test_fused_attention_has_forward_mode_derivatives(options):
+    """Along a direction, of outputs and of gradients: those of eager attention and of differences."""
+    inputs, tangents = (tuple(states(2, 5, 3, 2, 4, seed=seed + n) for n in range(3)) for seed in (0, 3))
+    found = {}
+    for name, interface in BACKENDS.items():
+
+        def attend(*inputs, interface=interface):
+            return axial_attention(*inputs, 0, attention_interface=interface, **options)[0]
+
+        def gradient(*inputs, attend=attend):
+            return torch.func.grad(lambda *inputs: attend(*inputs).pow(3).sum(), argnums=(0, 1, 2))(*inputs)
+
+        moved = torch.func.jvp(attend, inputs, tangents)[1], *torch.func.jvp(gradient, inputs, tangents)[1]
+        step = 1e-5
+        ahead, behind = (
+            tuple(x + sign * step * tangent for x, tangent in zip(inputs, tangents, strict=True)) for sign in (1, -1)
+        )
+        torch.testing.assert_close(moved[0], (attend(*ahead) - attend(*behind)) / (2 * step), rtol=1e-6, atol=1e-8)
+        found[name] = moved
+    torch.testing.assert_close(found["sdpa"], found["eager"], rtol=1e-12, atol=1e-12)
+
+
 def test_eager_softmax_runs_in_float32_for_half_precision():
     # 300 equal scores: a bfloat16 softmax would give 1/300 rounded, and a sum of weights off by more than 1e-3.
     query = torch.zeros(1, 300, 1, 2, dtype=torch.bfloat16)

@@ -67,3 +67,25 @@ def test_fields_that_do_not_fit_together(fields, message):
 def test_words_of_the_seed_are_no_fields():
     with pytest.raises(ValueError, match="no field 'depth'"):
         AxialImageTransformerConfig(depth=3)
+
+
+@pytest.mark.parametrize(("shape", "split"), [(None, set()), ([5, 3], {"transformer.pos_emb"})])
+def test_blocks_that_fsdp_splits(shape, split):
+    config = AxialImageTransformerConfig(position_embedding_shape=shape)
+    assert set(config.base_model_fsdp_plan) == split | {"transformer.layers.blocks.*"}
+    assert "base_model_fsdp_plan" not in config.to_dict()
+    with pytest.raises(ValueError, match="derives 'base_model_fsdp_plan'"):
+        AxialImageTransformerConfig(base_model_fsdp_plan={})
+
+
+def test_derived_width_of_heads_follows_its_fields(tmp_path):
+    config = AxialImageTransformerConfig(hidden_size=12, num_attention_heads=2)
+    config.save_pretrained(tmp_path)
+    assert config.head_dim == 6 and json.loads((tmp_path / "config.json").read_text())["head_dim"] is None
+    assert AxialImageTransformerConfig.from_pretrained(tmp_path, hidden_size=8).head_dim == 4
+
+
+def test_attention_maps_may_be_asked_for_in_the_config():
+    assert AxialImageTransformerConfig(output_attentions=True).output_attentions
+    with pytest.raises(StrictDataclassError, match="num_hidden_layers"):
+        AxialImageTransformerConfig(num_hidden_layers=10**10)

@@ -2,7 +2,11 @@
 
 import copy
 import inspect
+import itertools
 import json
+import os
+import subprocess
+import sys
 
 import axial_attention as seed
 import pytest
@@ -10,6 +14,7 @@ import torch
 from axial_attention.axial_attention import PermuteToFrom, PreNorm, calculate_permutations
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,6 +31,7 @@ from modeling_axial import (
     TwoStream,
     image_transformer,
 )
+from tests.conftest import ROOT
 
 LENGTHS = [3, 5, 2, 7]  # of the axes
 SEED_CLASSES = {
@@ -358,6 +364,48 @@ def test_double_backward(module):
         assert torch.autograd.gradgradcheck(module, x)
 
 
+DERIVATIVES = {
+    "forward mode": lambda module, x: torch.func.jvp(module, (x,), (x.flip(2),))[1],
+    "forward mode of a gradient": lambda module, x: DERIVATIVES["forward mode"](torch.func.grad(cubes(module)), x),
+    "gradient of a gradient": lambda module, x: torch.func.grad(cubes(torch.func.grad(cubes(module))))(x),
+    "vmap": lambda module, x: torch.func.vmap(module, in_dims=1)(x[:, None]),
+}
+
+
+def cubes(function):
+    return lambda x: function(x).pow(3).sum()
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_derivatives_that_the_seed_has(derivative):
+    ours, theirs = make_pair(AxialAttention, 4, heads=2, dim_index=1)
+    x = randn(1, 4, 2, 3)
+    assert_same(DERIVATIVES[derivative](ours, x), DERIVATIVES[derivative](theirs, x))
+
+
+def test_forward_mode_of_dual_tensors():
+    ours, theirs = make_pair(AxialAttention, 4, heads=2, dim_index=1)
+    x, tangents = randn(1, 4, 2, 3), []
+    for module in (ours, theirs):
+        with forward_ad.dual_level():
+            tangents.append(forward_ad.unpack_dual(module(forward_ad.make_dual(x, x.flip(2)))).tangent)
+    assert_same(*tangents)
+
+
+def test_second_derivatives_name_the_way_out():
+    """The way is the one that `test_double_backward` goes. First derivatives may ask for a graph and not use it."""
+    ours, theirs = make_pair(AxialAttention, 4, heads=2, dim_index=1)
+    x = randn(1, 4, 2, 3).requires_grad_()
+    gradients = [torch.autograd.grad(cubes(module)(x), x, create_graph=True)[0] for module in (ours, theirs)]
+    assert_same(*gradients)
+    with pytest.raises(ValueError, match=r"sdpa_kernel\(torch.nn.attention.SDPBackend.MATH\).*attn_implementation="):
+        gradients[0].sum().backward()
+    with sdpa_kernel(SDPBackend.MATH):
+        (gradient,) = torch.autograd.grad(cubes(ours)(x), x, create_graph=True)
+        penalties = [torch.autograd.grad(found.pow(2).sum(), x)[0] for found in (gradient, gradients[1])]
+    assert_same(*penalties)
+
+
 @pytest.mark.parametrize("reversible", [True, False])
 @pytest.mark.parametrize("dim_index", [2, 3, -1, -3])
 def test_channels_anywhere_in_the_transformer(dim_index, reversible):
@@ -567,6 +615,209 @@ def test_model_is_the_transformer(options):
     assert torch.equal(model(x, return_dict=False)[0], output.last_hidden_state)
     output.last_hidden_state.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def make_model(**options):
+    torch.manual_seed(0)
+    return AxialImageTransformerModel(make_config(**options)).double()
+
+
+def feature_maps(options):
+    return randn(2, 6, *LENGTHS[: options["num_axes"]])[:, :, :, :3].contiguous()
+
+
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_hidden_states(options):
+    model, x = make_model(**options), feature_maps(options)
+    output = model(x, output_hidden_states=True)
+    positioned, first, second = output.hidden_states
+    assert torch.equal(positioned, model.transformer.pos_emb(x))
+    assert torch.equal(second, output.last_hidden_state) and second.is_contiguous()
+    whole = model.transformer.layers.blocks
+    model.transformer.layers.blocks = whole[: len(whole) // 2]  # of two layers
+    assert torch.equal(first, model(x).last_hidden_state)
+    model.transformer.layers.blocks = whole
+    assert model(x).hidden_states is None
+    model.config.output_hidden_states = True
+    assert all(map(torch.equal, model(x).hidden_states, output.hidden_states))
+    assert all(map(torch.equal, model(x, return_dict=False)[1], output.hidden_states))
+    # One is chosen by its number, counted from the end.
+    assert [state is None for state in model(x, output_hidden_states=-3).hidden_states] == [False, True, True]
+
+
+def test_gradients_through_hidden_states_that_are_rebuilt():
+    model, x = make_model(**CONFIGS["plane"]), feature_maps(CONFIGS["plane"])
+    plain = copy.deepcopy(model)
+    plain.transformer.layers.executor_class = TwoStream
+    for module in (model, plain):
+        output = module(x, output_hidden_states=True, output_attentions=True)
+        (output.hidden_states[1].pow(3).sum() + output.attentions[2].pow(3).sum()).backward()
+    pairs = zip(model.parameters(), plain.parameters(), strict=True)
+    found = [(ours.grad, theirs.grad) for ours, theirs in pairs if theirs.grad is not None]
+    assert len(found) > 15
+    for gradient, expected in found:
+        assert_same(gradient, expected)
+
+
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_attention_maps(options, monkeypatch):
+    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", 5)
+    model, x = make_model(**options), feature_maps(options)
+    num_axes, grid = options["num_axes"], x.shape[2:]
+    inputs = []
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.register_forward_pre_hook(lambda module, args: inputs.append((module, args[0])))
+    output = model(x, output_attentions=True)
+    assert len(output.attentions) == len(inputs) == 2 * num_axes
+    for number, (weights, (module, hidden_states)) in enumerate(zip(output.attentions, inputs, strict=True)):
+        axis = number % num_axes
+        lines = hidden_states.movedim(axis + 1, -2).flatten(0, -3)
+        assert weights.shape == (len(lines), 2, grid[axis], grid[axis])
+        query, key = (
+            projected.unflatten(-1, (2, 3)).transpose(1, 2)
+            for projected in (module.to_q(lines), module.to_kv(lines)[..., :6])
+        )
+        torch.testing.assert_close(weights, (query @ key.mT / 3**0.5).softmax(-1), rtol=1e-12, atol=1e-12)
+    assert_same(output.last_hidden_state, model(x).last_hidden_state)
+    assert model(x).attentions is None
+    always = make_model(**options, output_attentions=True)
+    assert all(map(torch.equal, always(x).attentions, output.attentions))
+
+
+def test_attention_implementations(monkeypatch):
+    options = CONFIGS["plane"]
+    fused, x = make_model(**options), feature_maps(options)
+    assert fused.config._attn_implementation == "sdpa"
+    eager = AxialImageTransformerModel(make_config(**options, attn_implementation="eager")).double()
+    assert eager.config._attn_implementation == "eager"
+    eager.load_state_dict(fused.state_dict())
+    calls, kernel = [], nn.functional.scaled_dot_product_attention
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+    expected = eager(x).last_hidden_state
+    assert not calls
+    assert_same(fused(x).last_hidden_state, expected)
+    assert len(calls) == 4  # layers, axes
+    fused.set_attn_implementation("eager")
+    assert torch.equal(fused(x).last_hidden_state, expected)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_forward_mode_of_the_model(implementation):
+    model = make_model(**CONFIGS["volume"], attn_implementation=implementation)
+    x, step = feature_maps(CONFIGS["volume"]), 1e-6
+    tangent = torch.func.jvp(lambda x: model(x).last_hidden_state, (x,), (x.flip(2),))[1]
+    with torch.no_grad():
+        ahead, behind = (model(x + sign * step * x.flip(2)).last_hidden_state for sign in (1, -1))
+    assert_same(tangent, (ahead - behind) / (2 * step), 1e-7)
+
+
+def test_unknown_keywords_are_refused():
+    model, x = make_model(**CONFIGS["plane"]), feature_maps(CONFIGS["plane"])
+    for name in ("attention_mask", "pixel_mask", "output_hidden_state"):
+        with pytest.raises(TypeError, match=f"{name}.*it takes feature_maps"):
+            model(x, **{name: None})
+
+
+def test_compiled_model_records_states():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    fields = {"num_axes": 1, "hidden_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, x = AxialImageTransformerModel(AxialImageTransformerConfig(**fields)).double(), randn(2, 6, 5)
+    options = {"output_hidden_states": True, "output_attentions": True}
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(x, **options), model(x, **options)
+    for ours, theirs in zip((*found.hidden_states, *found.attentions), (*expected[1], *expected[2]), strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.distributed
+def test_blocks_split_over_two_ranks(tmp_path):
+    """FSDP by the model's own plan: its blocks are split, and it computes what the whole model does."""
+    for name, options in CONFIGS.items():
+        make_model(**options).save_pretrained(tmp_path / name)
+        save_file({"feature_maps": feature_maps(options)}, tmp_path / f"{name}.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RANKS, tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert not done.returncode, f"{done.stdout}\n{done.stderr}"
+    for rank, name in itertools.product(range(2), CONFIGS):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())[name]
+        expected = {f"transformer.layers.blocks.{number}" for number in range(2 * CONFIGS[name]["num_axes"])}
+        assert set(found["split"]) == expected | {""} | ({"transformer.pos_emb"} if name == "plane" else set())
+        assert found["held"] == pytest.approx(0.5, abs=0.03)
+        assert found["output"] < 1e-12 and found["gradient"] < 1e-12
+
+
+# Ranks are forked from a process that has imported everything.
+RANKS = """
+import json, os, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers.distributed import DistributedConfig
+from transformers.utils import logging
+from modeling_axial import AxialImageTransformerModel
+
+FOLDER = Path(sys.argv[1])
+logging.disable_progress_bar()
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def compare(name):
+    load = AxialImageTransformerModel.from_pretrained
+    plain = load(FOLDER / name).train()
+    split = load(FOLDER / name, distributed_config=DistributedConfig(fsdp_size=2)).train()
+    outputs = [model(**load_file(FOLDER / f"{name}.safetensors")).last_hidden_state for model in (plain, split)]
+    for output in outputs:
+        output.pow(3).sum().backward()
+    ours, theirs = (
+        torch.cat([whole(parameter.grad).flatten() for parameter in model.parameters()]) for model in (split, plain)
+    )
+    parts = sum(parameter.to_local().numel() for parameter in split.parameters() if isinstance(parameter, DTensor))
+    return {
+        "split": [name for name, module in split.named_modules() if isinstance(module, FSDPModule)],
+        "held": parts / sum(parameter.numel() for parameter in plain.parameters()),
+        "output": (outputs[0] - outputs[1]).abs().max().item(),
+        "gradient": ((ours - theirs).norm() / theirs.norm()).item(),
+    }
+
+
+def main(rank):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=2)
+    found = {path.stem: compare(path.stem) for path in sorted(FOLDER.glob("*.safetensors"))}
+    (FOLDER / f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    os._exit(0)  # a Python that shuts down beside gloo's threads may be aborted
+
+
+if __name__ == "__main__":
+    context = torch.multiprocessing.get_context("fork")
+    processes = [context.Process(target=main, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(process.exitcode != 0 for process in processes))
+"""
 
 
 def test_initial_weights_of_the_model_are_those_of_the_seed():
