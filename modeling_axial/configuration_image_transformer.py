@@ -60,9 +60,6 @@ class AxialImageTransformerConfig(StrictConfig):
         positions = {} if self.position_embedding_shape is None else {"transformer.pos_emb": "free_full_weight"}
         return positions | {"transformer.layers.blocks.*": "free_full_weight"}
 
-    def validate_output_attentions(self):
-        """Nothing to refuse: where maps are asked for, the model uses eager attention for that call."""
-
     def validate_architecture(self):
         """Checks the rules that tie fields to each other; raises `ValueError` naming fields, values and the rule."""
         super().validate_architecture()
