@@ -10,6 +10,7 @@ from modeling_axial import attention as attention_module
 from modeling_axial.attention import AxialSelfAttention, axial_attention, eager_attention_forward
 from modeling_axial.axial_layer import ATTENTION_CLASSES
 from modeling_axial.configuration_axial import AxialConfig
+from modeling_axial.position_embeddings import RotaryPositionEmbedding
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -356,3 +357,60 @@ BAD_CALLS = {
 def test_bad_calls_are_refused(shapes, axis, options, message):
     with pytest.raises(ValueError, match=message):
         axial_attention(*(torch.zeros(shape) for shape in shapes), axis, **options)
+
+
+def turned(states, axis, rope_theta):
+    """Rotary positions written out: channels k and k + D/2 are the complex number that position p multiplies by
+    exp(i · p · rope_theta ** (-2k / D))."""
+    first, second = states.chunk(2, dim=-1)
+    head_dim, length = states.shape[-1], states.shape[axis + 1]
+    frequencies = torch.tensor([rope_theta ** (-2 * k / head_dim) for k in range(head_dim // 2)], dtype=torch.float64)
+    positions = torch.arange(length, dtype=torch.float64).view(length, *[1] * (states.dim() - axis - 2))
+    numbers = torch.complex(first, second) * torch.exp(1j * positions * frequencies)
+    return torch.cat((numbers.real, numbers.imag), dim=-1)
+
+
+def rotary_attention(grid, axis, **options):
+    config = AxialConfig(
+        image_size=list(grid), patch_size=[1] * len(grid), hidden_size=12, num_attention_heads=2, **options
+    )
+    torch.manual_seed(axis)
+    attention = AxialSelfAttention(config, axis).double()
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight.data *= 3  # or the scores are too small for positions to show
+    return attention, RotaryPositionEmbedding(config)
+
+
+@pytest.mark.parametrize("grid", PRIME_GRIDS[:3], ids=str)
+def test_rotary_attention_equals_the_written_out_one_on_every_axis(grid):
+    hidden_states, mask = states(2, *grid, 12), states(2, *grid, seed=1) > -1
+    for axis in range(len(grid)):
+        attention, embedding = rotary_attention(grid, axis, rope_theta=100)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key, value = (projection(hidden_states).unflatten(-1, (2, 6)).detach() for projection in projections)
+        output = attention(hidden_states, mask=mask, rotations=embedding(hidden_states))
+        turned_query, turned_key = turned(query, axis, 100), turned(key, axis, 100)
+        expected, _ = reference_axial_attention(turned_query, turned_key, value, axis, mask)
+        torch.testing.assert_close(output, attention.o_proj(expected.flatten(-2)), rtol=1e-12, atol=1e-12)
+        one_turned, _ = reference_axial_attention(turned_query, key, value, axis, mask)
+        assert (output - attention.o_proj(one_turned.flatten(-2))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("grid", PRIME_GRIDS[:3], ids=str)
+def test_rotary_attention_weights_depend_on_the_distance_only(grid):
+    hidden_states, shifts = states(2, *grid, 12), (0, 4, 101)
+    for axis in range(len(grid)):
+        attention, embedding = rotary_attention(grid, axis)
+        longer = embedding(torch.zeros((), dtype=torch.float64).expand(1, *(length + 101 for length in grid), 12))
+        weights = []
+        attention.core.register_forward_hook(lambda *call, weights=weights: weights.append(call[-1][1]))
+        for shift in shifts:
+            rotations = [
+                (cos[shift : shift + length], sin[shift : shift + length])
+                for (cos, sin), length in zip(longer, grid, strict=True)
+            ]
+            attention(hidden_states, rotations=rotations, output_attentions=True)
+        for shifted in weights[1:]:
+            torch.testing.assert_close(shifted, weights[0], rtol=1e-11, atol=1e-11)
+        attention(hidden_states, output_attentions=True)
+        assert (weights[-1] - weights[0]).abs().max() > 1e-3  # and they do depend on it

@@ -3,6 +3,7 @@ import torch
 
 from modeling_axial import AxialConfig, OneStream, RebuiltTwoStream, TwoStream
 from modeling_axial.axial_layer import (
+    AxialBlock,
     AxialFeedForward,
     AxialLayer,
     SequentialAxialAttention,
@@ -248,3 +249,14 @@ def test_dropout_of_the_feed_forward_half():
     kept, whole = layer.feed_forward(states()), expected_g(layer, states())
     assert (torch.isclose(kept, 2 * whole) | (kept == 0)).all()
     assert 0.3 < (kept == 0).double().mean() < 0.7
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_dropout_of_both_halves_of_a_block(is_causal):
+    config = make_layer(hidden_dropout_prob=0.5)[0].attention.axes[0].core.config
+    block = AxialBlock(config, 1, is_causal).double().eval()
+    for half in (block.attention, block.feed_forward):
+        whole = half(states())
+        kept = half.train()(states())
+        assert (torch.isclose(kept, 2 * whole) | (kept == 0)).all()
+        assert 0.3 < (kept == 0).double().mean() < 0.7

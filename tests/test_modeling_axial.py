@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AttentionInterface, AutoModel
 
 from modeling_axial import AxialConfig, AxialModel, RebuiltTwoStream, TwoStream
+from modeling_axial.attention import eager_attention_forward
 from modeling_axial.modeling_axial import MeanPooling
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
@@ -408,3 +409,52 @@ def test_exported_equals_eager_at_other_sizes(num_axes):
         inputs = pixels(model.config, batch=3, dtype=torch.float32, extra_patches=extra)
         ours = program.module()(inputs).last_hidden_state
         torch.testing.assert_close(ours, model(inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("position_embedding", ["none", "learned", "rotary"])
+def test_dropout_of_the_embeddings(position_embedding):
+    embeddings = make_model(position_embedding=position_embedding, hidden_dropout_prob=0.5).embeddings
+    whole = embeddings(pixels(make_config()))
+    kept = embeddings.train()(pixels(make_config()))
+    assert (torch.isclose(kept, 2 * whole) | (kept == 0)).all()
+    assert 0.3 < (kept == 0).double().mean() < 0.7
+
+
+def test_dropout_of_every_attention():
+    seen = []
+
+    def backend(module, *args, **kwargs):
+        seen.append(kwargs["dropout"])
+        return eager_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register("recording_dropout", backend)
+    model = make_model(attention_probs_dropout_prob=0.25, num_inducing_points=[None, 3], pooling="attention")
+    model.set_attn_implementation("recording_dropout")
+    for training, dropout in ((True, 0.25), (False, 0.0)):
+        seen.clear()
+        model.train(training)(pixels(model.config))
+        # In each of two layers a full axis and the two attentions of an induced one, then the pooling.
+        assert seen == [dropout] * (2 * 3 + 1)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"reversible": True, "attention_mode": "sum"}], ids=str)
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_queries_and_keys_of_every_axis_are_turned_by_their_positions(num_axes, overrides):
+    model, calls = make_model(num_axes, position_embedding="rotary", **overrides), []
+    axes = [attention for layer in model.layers for attention in layer.attention.axes]
+    for attention in axes:
+        attention.core.register_forward_hook(lambda core, inputs, output: calls.append(inputs[:2]))
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.register_forward_hook(lambda module, inputs, output: calls.append(output))
+    model(pixels(model.config))
+    for number, attention in enumerate(axes):
+        *projected, turned = calls[3 * number : 3 * number + 3]
+        for states, ours in zip(projected, turned, strict=True):
+            first, second = states.unflatten(-1, (2, 4)).movedim(attention.axis + 1, 1).chunk(2, dim=-1)
+            for position in range(first.shape[1]):
+                angles = position * 10000.0 ** -torch.tensor([0, 2 / 4], dtype=torch.float64)
+                line = ours.movedim(attention.axis + 1, 1)[:, position]
+                expected = torch.complex(first[:, position], second[:, position]) * torch.exp(1j * angles)
+                torch.testing.assert_close(
+                    line, torch.cat((expected.real, expected.imag), dim=-1), rtol=1e-12, atol=1e-12
+                )
