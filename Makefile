@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test audit generate checkpoint checkpoint-autoregressive style check constraints clean
+.PHONY: demo test audit mutants generate checkpoint checkpoint-autoregressive style check constraints clean
 
 demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
@@ -13,6 +13,12 @@ test: .venv/installed-test  # all tests but the exhaustive ones, one process per
 
 audit: .venv/installed-test  # the exhaustive ones, of which `make test` holds a sample
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m audit
+
+mutants: .venv/installed-test  # plant small faults, each of which some test should find, in about an hour and a half
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants \
+		--files attention position_embeddings axial_layer reversible set_attention \
+		--sampled feed_forward modeling_axial modeling_axial_decoder patch_embeddings sampling training/arguments \
+			training/checkpoints training/metrics training/processes training/sampler
 
 generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \

@@ -218,6 +218,11 @@ def test_angles_are_computed_in_float32_at_least(dtype):
     assert apply_rotary(query, *rotations[0], 0).dtype == dtype
 
 
+def test_angles_are_made_where_the_states_are():
+    rotations = RotaryPositionEmbedding(config_for((5, 3)))(torch.empty(1, 5, 3, HEADS * HEAD_DIM, device="meta"))
+    assert all(table.device.type == "meta" for rotation in rotations for table in rotation)
+
+
 def test_rotary_has_no_state():
     assert not RotaryPositionEmbedding(config_for((5, 3))).state_dict()
     assert not list(RotaryPositionEmbedding(config_for((5, 3))).buffers())

@@ -41,6 +41,15 @@ def test_lines_are_json_with_every_digit(path):
     assert lines[1]["loss"] == 1 / 3 + 2 and lines[4] == {"step": 4, "accuracy": 0.5}
 
 
+def test_a_line_is_in_the_file_at_once_until_the_log_is_closed(path):
+    log = MetricsLog(path)
+    log.write(0, loss=2.0)
+    assert read_metrics(path) == [{"step": 0, "loss": 2.0}]
+    log.close()
+    with pytest.raises(ValueError, match="closed file"):
+        log.write(1, loss=1.0)
+
+
 @pytest.mark.parametrize("checkpoint", range(0, 11))
 @pytest.mark.parametrize("torn", [b"", b'{"step": 11, "lo', b"\0\0\0", b"\xff\xfe"])
 def test_a_resumed_log_equals_the_unbroken_one(tmp_path, path, checkpoint, torn):

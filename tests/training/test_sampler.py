@@ -27,7 +27,11 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch():
 def test_the_order_is_pinned():
     """Another order in a later version would silently break the continuation of old checkpoints."""
     assert one_epoch(7, seed=0) == [0, 5, 6, 1, 2, 4, 3]
+    assert one_epoch(7, seed=1, epoch=2) == [3, 1, 2, 6, 4, 5, 0]
     assert torch.rand((), generator=seeded_generator(1, 2, 3)).item() == 0.06167709827423096
+    sampler = ResumableSampler(7, seed=1)
+    sampler.epoch, sampler.offset = 2, 3
+    assert torch.rand((), generator=sampler.generator()).item() == 0.06167709827423096
 
 
 @pytest.mark.parametrize("num_samples", [10, 11, 13])
@@ -51,6 +55,15 @@ def test_what_the_processes_leave_out_changes_every_epoch():
         parts = [one_epoch(11, epoch=epoch, process_index=index, num_processes=3) for index in range(3)]
         left_out |= set(range(11)) - {index for part in parts for index in part}
     assert len(left_out) > 5
+
+
+def test_the_length_is_what_is_left_of_the_epoch_for_one_process():
+    sampler = ResumableSampler(11, seed=0, process_index=1, num_processes=2)
+    for used, left in ((2, 4), (6, 1), (2, 5)):
+        sampler.advance(used)
+        assert len(sampler) == left == len(list(sampler))
+    assert all(type(index) is int for index in sampler)
+    assert len(ResumableSampler(3, seed=0, num_processes=3)) == 1
 
 
 def test_each_position_has_a_generator_of_its_own_and_all_processes_the_same():
@@ -141,3 +154,7 @@ def test_impossible_advances_are_refused(num_samples):
     sampler = ResumableSampler(11, seed=0, num_processes=2)
     with pytest.raises(ValueError, match=f"cannot use {num_samples} samples at 0 of 10"):
         sampler.advance(num_samples)
+    sampler.advance(4)
+    with pytest.raises(ValueError, match="cannot use 8 samples at 4 of 10"):
+        sampler.advance(8)
+    ResumableSampler(11, seed=0).advance(1)
