@@ -62,7 +62,7 @@ def changes_of(node):
                 yield node, text(func.value)  # a.f(...) as a
             elif plain and name[0].islower():
                 yield node, text(plain[0])  # f(a, ...) as a
-            for keyword in (keyword for keyword in keywords if keyword.arg != "strict"):  # of zip: an assertion
+            for keyword in (keyword for keyword in keywords if keyword.arg != "strict"):
                 yield node, text(node, keywords=[other for other in keywords if other is not keyword])
     if isinstance(node, ast.Compare | ast.Dict | ast.Subscript):
         strings = [part for part in ast.iter_child_nodes(node) if isinstance(getattr(part, "value", None), str)]
@@ -78,6 +78,7 @@ def nodes_of(node, ranges):
     for field, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
             silent = field in ("annotation", "returns") or isinstance(child, ast.Raise | ast.JoinedStr)
+            silent |= isinstance(node, ast.keyword) and node.arg == "strict"  # of zip: an assertion
             silent |= isinstance(child, ast.Call) and ast.unparse(child.func).startswith(("logger.", "warnings."))
             if isinstance(child, ast.AST) and not silent:
                 own = [range(child.lineno, child.end_lineno + 1)] if isinstance(child, ast.stmt | ast.expr) else []
@@ -137,8 +138,7 @@ def passes_in_fork(arguments, seconds, *plugins, path=None, source=None):
     )
     CACHES.cleanup = list  # other forks use them
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(1, 2)
+    os.dup2(os.dup2(os.open(os.devnull, os.O_WRONLY), 1), 2)
     options = f"-p no:cacheprovider --hypothesis-profile=mutants --timeout=120 --basetemp={CACHES.name}/pytest"
     os._exit(pytest.main([*options.split(), *map(str, arguments)], plugins=plugins))
 

@@ -54,21 +54,28 @@ def test_induced_attention_written_out(grid, axis, masked):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_pooling_written_out(masked):
-    module = redrawn(AttentionPooling(make_config((5, 7))))
-    hidden_states = states(2, 5, 7, 8)
-    mask = states(2, 5, 7, seed=5) > 0 if masked else None
+@pytest.mark.parametrize("grid", [(7,), (5, 7), (2, 3, 5)], ids=str)
+def test_attention_pooling_written_out(grid, masked):
+    module = redrawn(AttentionPooling(make_config(grid)))
+    hidden_states = states(2, *grid, 8)
+    mask = states(2, *grid, seed=5) > 0 if masked else None
     seeds = module.seeds.expand(2, 3, 8)
     read = reference_cross_attention(
         module.attention,
         module.seeds_norm(seeds),
-        hidden_states.view(2, 35, 8),
+        hidden_states.view(2, -1, 8),
         0,
-        mask.view(2, 35) if masked else None,
+        mask.view(2, -1) if masked else None,
     )
     pooled = seeds + read
     pooled = module.norm(pooled + module.mlp(module.mlp_norm(pooled)))
     torch.testing.assert_close(module(hidden_states, mask), pooled.reshape(2, 24), rtol=1e-12, atol=1e-12)
+
+
+def test_every_norm_has_the_epsilon_of_the_configuration():
+    model = AxialModel(make_config((5, 7), num_inducing_points=[None, 3], pooling="attention", layer_norm_eps=0.25))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * (2 + 2 + 1) + 1 + 3 and {norm.eps for norm in norms} == {0.25}
 
 
 @pytest.mark.parametrize("axis", [0, 1])
