@@ -251,10 +251,30 @@ def test_dropout_of_the_feed_forward_half():
     assert 0.3 < (kept == 0).double().mean() < 0.7
 
 
+def make_block(axis, is_causal, **overrides):
+    layer, rotations = make_layer(**overrides)
+    block = AxialBlock(layer.attention.axes[0].core.config, axis, is_causal).double().eval()
+    for parameter in (block.attention.norm.weight, block.attention.norm.bias):
+        parameter.data += torch.linspace(0, 1, HIDDEN, dtype=torch.float64)
+    return block, rotations
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_halves_of_a_block(axis, is_causal):
+    block, rotations = make_block(axis, is_causal, layer_norm_eps=0.25)
+    along = block.attention.attention
+    assert (along.axis, along.core.is_causal, block.attention.norm.eps) == (axis, is_causal, 0.25)
+    x = states()
+    f = along(normalised(block.attention.norm, x), rotations=rotations)
+    assert close(block.attention(x, rotations=rotations), f)
+    y = block(x, executor=OneStream(), rotations=rotations)
+    assert close(y, x + f + expected_g(block, x + f))
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_dropout_of_both_halves_of_a_block(is_causal):
-    config = make_layer(hidden_dropout_prob=0.5)[0].attention.axes[0].core.config
-    block = AxialBlock(config, 1, is_causal).double().eval()
+    block, _ = make_block(1, is_causal, hidden_dropout_prob=0.5)
     for half in (block.attention, block.feed_forward):
         whole = half(states())
         kept = half.train()(states())
