@@ -56,7 +56,7 @@ def changes_of(node):
         case ast.Call(func=func, args=args, keywords=keywords):
             path, _, name = ast.unparse(func).rpartition(".")
             plain = [argument for argument in args[:2] if not isinstance(argument, ast.Starred)]
-            if len(plain) == 2 and name not in ("max", "min", "promote_types"):  # which are symmetric
+            if len(plain) == 2 and name not in ("max", "min", "promote_types", "transpose"):  # symmetric
                 yield node, text(node, args=[*plain[::-1], *args[2:]])
             if path and not re.match(r"(self|super|torch|nn|init|math|os|signal|itertools)\b", path):
                 yield node, text(func.value)  # a.f(...) as a

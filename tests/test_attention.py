@@ -93,6 +93,30 @@ def test_attention_equals_the_slow_reference(case):
         assert weights is None
 
 
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_by_default_attention_is_whole_and_scaled_by_the_root_of_the_width(backend):
+    query, key, value = (states(2, 3, 5, 2, 4, seed=seed) for seed in range(3))
+    for axis in (0, 1):
+        output, _ = axial_attention(query, key, value, axis, attention_interface=BACKENDS[backend])
+        expected, _ = reference_axial_attention(query, key, value, axis, scaling=0.5)
+        torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("attend", [eager_attention_forward, attention_module.fused_attention_forward])
+def test_interfaces_by_themselves(attend):
+    query, key, value = (states(2, 7, 3, 4, seed=seed) for seed in range(3))
+    mask = states(2, 7, seed=3) > -0.5
+    cases = [{}, {"is_causal": True}, {"mask": mask}]
+    if attend is eager_attention_forward:  # PyTorch's refuses the two together
+        cases.append({"mask": mask, "is_causal": True})
+    for case in cases:
+        options = dict(case)
+        attention_mask = options.pop("mask")[:, None, None] if "mask" in case else None
+        output, _ = attend(None, *(part.transpose(1, 2) for part in (query, key, value)), attention_mask, **options)
+        expected, _ = reference_axial_attention(query, key, value, 0, **case)
+        torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("planted", ["transposed axis", "missing scale"])
 def test_the_reference_catches(planted):
     query, key, value = (states(2, 3, 5, 2, 4, seed=seed) for seed in range(3))
@@ -202,6 +226,19 @@ def test_65537_lines(axis):
     output, _ = axial_attention(query, key, value, axis)
     last_line = [tensor.select(2 - axis, -1) for tensor in (query, key, value)]
     torch.testing.assert_close(output.select(2 - axis, -1), axial_attention(*last_line, 0)[0])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_no_kernel_gets_more_lines_than_cuda_launches(axis):
+    lines = []
+
+    def backend(module, query, *args, **kwargs):
+        lines.append(query.shape[0])
+        return eager_attention_forward(module, query, *args, **kwargs)
+
+    query = states(1, *((1, 65_536) if axis == 0 else (65_536, 1)), 1, 1)
+    output, _ = axial_attention(query, query, query, axis, attention_interface=backend)
+    assert torch.equal(output, query) and sum(lines) == 65_536 and max(lines) <= 65_535
 
 
 def test_folding_for_the_fused_kernel_copies_nothing():
