@@ -35,11 +35,11 @@ def test_token_grids(fields, num_grids, grid_shape, num_exterior_channels):
 @pytest.mark.parametrize(
     ("fields", "stacks"),
     [
-        ({"image_size": (5, 7)}, {"exterior.stack", "outer_levels.*", "inner_level"}),
-        ({"image_size": (5, 7), "num_channels": 1}, {"outer_levels.*", "inner_level"}),
-        ({"image_size": (5,), "channel_order": "nested"}, {"outer_levels.*", "inner_level"}),
-        ({"image_size": (5,), "num_channels": 1}, {"inner_level"}),
-        ({"image_size": (5,), "num_channels": 1, "num_condition_channels": 2}, {"exterior.stack", "inner_level"}),
+        ({"image_size": (5, 7)}, ["exterior.stack", "outer_levels.*", "inner_level"]),
+        ({"image_size": (5, 7), "num_channels": 1}, ["outer_levels.*", "inner_level"]),
+        ({"image_size": (5,), "channel_order": "nested"}, ["outer_levels.*", "inner_level"]),
+        ({"image_size": (5,), "num_channels": 1}, ["inner_level"]),
+        ({"image_size": (5,), "num_channels": 1, "num_condition_channels": 2}, ["exterior.stack", "inner_level"]),
     ],
     ids=str,
 )
