@@ -1011,6 +1011,20 @@ def test_numbers_that_are_not_finite_are_no_state():
     assert not all(parameter.grad.isfinite().all() for parameter in trunk.parameters())
 
 
+def test_rounding_that_grows_on_the_way_back_is_no_state():
+    """Untrained weights of this size magnify it in bfloat16, until the first function differs by half of its output."""
+    torch.manual_seed(0)
+    options = {"hidden_size": 32, "num_hidden_layers": 96, "num_attention_heads": 2, "initializer_range": 0.2}
+    model = AxialModel(AxialConfig(image_size=GRID, patch_size=1, reversible=True, **options)).train()
+    pixel_values = torch.randn(2, 3, *GRID)
+
+    def forward(pixel_values):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(pixel_values).last_hidden_state
+
+    assert 0.05 < compare(model, pixel_values, forward=forward, loss=lambda output: output.pow(3).sum()) < 0.5
+
+
 def test_outputs_that_are_zero_or_tiny_are_no_state():
     trunk, x = make(2, torch.float16)
     for layer, factor in zip(trunk.layers, (0.0, 1e-6), strict=True):  # 1e-6 of float16 has four bits left
