@@ -89,7 +89,7 @@ def save(model, folder):
     return (folder / "saved").rename(folder / "moved"), folder / "tensors.safetensors"
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["plane", pytest.param("volume", marks=pytest.mark.audit)])
 def head_checkpoint(request, tmp_path_factory):
     torch.manual_seed(0)
     model = AxialForImageClassification(make_config(**CONFIGS[request.param]))
