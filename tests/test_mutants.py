@@ -32,12 +32,18 @@ def test_error():
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """The path of a module in a project of its own."""
-    for name, text in {"tiny.py": TINY, "test_tiny.py": TESTS, "pytest.ini": "[pytest]\npythonpath = .\n"}.items():
-        (tmp_path / name).write_text(text)
     (tmp_path / "outputs").mkdir()
+    (tmp_path / "tests" / "examples").mkdir(parents=True)
+    for name, text in {
+        "tiny.py": TINY,
+        "tests/test_tiny.py": TESTS,
+        "pytest.ini": "[pytest]\npythonpath = .\n",
+    }.items():
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mutants, "PACKAGE", tmp_path)
-    monkeypatch.setattr(mutants, "OUTPUT", tmp_path / "outputs")
+    places = {"ROOT": tmp_path, "PACKAGE": tmp_path, "OUTPUT": tmp_path / "outputs", "REASONS": tmp_path / "reasons.md"}
+    for name, place in places.items():
+        monkeypatch.setattr(mutants, name, place)
     return tmp_path / "tiny.py"
 
 
@@ -80,13 +86,63 @@ def test_changes_of_a_statement(tmp_path, statement, changed):
 
 
 def test_blind_tests_let_mutants_live_and_seeing_ones_kill(module):
-    traces = mutants.traced(module.with_name("test_tiny.py"))
+    traces = mutants.traced(module.with_name("tests") / "test_tiny.py")
     found = mutants.mutants_of(module)
     path, source, ranges = found["tiny: `return items[-1 - offset]` -> `return items[(1) - offset]`"]
     tests = mutants.tests_of(path, ranges, traces)
-    assert set(tests) == {"test_tiny.py::test_blind", "test_tiny.py::test_seeing"}  # which run the line
+    assert set(tests) == {"tests/test_tiny.py::test_blind", "tests/test_tiny.py::test_seeing"}  # which run the line
     assert not mutants.is_killed(path, source, {})
-    assert not mutants.is_killed(path, source, {"test_tiny.py::test_blind": 0.1})
+    assert not mutants.is_killed(path, source, {"tests/test_tiny.py::test_blind": 0.1})
     assert mutants.is_killed(path, source, tests)
     assert mutants.is_killed(path, source, {})  # as is known by now
     assert not mutants.is_killed(path, TINY.encode(), dict.fromkeys(traces, 0.1))
+
+
+class InThisProcess:
+    """As a pool of processes, without any."""
+
+    def __init__(self, mp_context):
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+def test_what_is_drawn_counted_and_printed(module, monkeypatch, capsys):
+    blind, wrong = "`return items[-1 - offset]` -> `return None`", "`if not items:` -> `if True:`"
+    mutants.REASONS.write_text(
+        f"# Survivors\n\n- tiny: {blind}: equivalent, if it were\n- tiny: {wrong}: hard to see\n"
+    )
+    asked = []
+
+    def is_killed(path, source, tests):
+        assert path == module and 2 <= len(tests) <= 3
+        asked.append(source)
+        return "if True" not in source.decode()
+
+    monkeypatch.setattr(mutants, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(mutants, "is_killed", is_killed)
+    monkeypatch.setattr("sys.argv", ["mutants", "--files", "tiny"])
+    with pytest.raises(SystemExit) as ended:
+        mutants.main()
+    assert capsys.readouterr().out.splitlines() == [
+        f"- tiny: {wrong}: hard to see",
+        "tiny: 6 of 7 killed, 85.7%",
+        "all: 6 of 7 killed, 85.7%",
+    ]
+    assert ended.value.code == 1  # less than 95%
+    counted = [source for name, (_, source, _) in mutants.mutants_of(module).items() if blind not in name]
+    assert sorted(asked) == sorted(counted)
+
+    def drawn(seed):
+        asked.clear()
+        monkeypatch.setattr("sys.argv", ["mutants", "--sampled", "tiny", "--sample", "3", "--seed", str(seed)])
+        with pytest.raises(SystemExit):
+            mutants.main()
+        return list(asked)
+
+    assert drawn(0) == drawn(0) and len({tuple(drawn(seed)) for seed in range(5)}) > 1
+    assert 2 <= len(drawn(0)) <= 3  # three are drawn, of which one may be equivalent
