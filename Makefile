@@ -14,7 +14,7 @@ test: .venv/installed-test  # all tests but the exhaustive ones, one process per
 audit: .venv/installed-test  # the exhaustive ones, of which `make test` holds a sample
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m audit
 
-mutants: .venv/installed-test  # plant small faults, each of which some test should find, in about an hour and a half
+mutants: .venv/installed-test  # plant small faults one at a time, each of which some test should find
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants \
 		--files attention position_embeddings axial_layer reversible set_attention \
 		--sampled feed_forward modeling_axial modeling_axial_decoder patch_embeddings sampling training/arguments \
