@@ -45,6 +45,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.decorators import skip
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version, saved_tensors_hooks
@@ -288,16 +289,17 @@ class _Call:
             self.outputs.compare(self.sample, self.outputs.sample(output), dtypes | {self.dtype, output.dtype})
         return output
 
-    # The hooks are called inside f and g, so where these are compiled they would be traced: hence the decorator.
+    # The hooks are called inside f and g, so where these are compiled they would be traced: hence the decorator, here and
+    # on all that they call. `torch.compiler.disable` does as much in a wrapper that costs more than the hook.
 
-    @torch.compiler.disable
+    @skip
     def pack(self, run_again: Callable[[], object], tensor: Tensor) -> tuple:
         index = len(self.marks)
         self.marks.append(_mark(tensor, self.origin))
         self.restored[index] = tensor
         return self, index, run_again
 
-    @torch.compiler.disable
+    @skip
     def pack_again(self, indices: Iterator[int], x: Tensor, tensor: Tensor) -> Tensor:
         index = next(indices)
         if index < len(self.marks):
@@ -400,6 +402,7 @@ def _unpack(saved: tuple[_Call, int, Callable[[], object]]) -> Tensor:
     return call.restored[index] if call.running else call.restored.pop(index)
 
 
+@skip
 def _compare(forward: tuple, again: tuple) -> None:
     if forward[:2] != again[:2]:
         raise ValueError(
@@ -417,6 +420,7 @@ def _refuse_changed(what: str) -> NoReturn:
     )
 
 
+@skip
 def _mark(tensor: Tensor, origin: Tensor | None, x: Tensor | None = None) -> tuple:
     """How a saved tensor is recognised in the next run: shape, dtype, the parameter it shows (but for the input), and
     how often that, or the tensor itself, was written to."""
@@ -426,6 +430,7 @@ def _mark(tensor: Tensor, origin: Tensor | None, x: Tensor | None = None) -> tup
     return tensor.shape, tensor.dtype, parameter, parameter._version
 
 
+@skip
 def _parameter(tensor: Tensor) -> Tensor | None:
     """The parameter (or other leaf) that a tensor is, views or copies: weights are saved transposed, or in bfloat16."""
     leaf = tensor if tensor._base is None else tensor._base
