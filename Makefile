@@ -17,8 +17,8 @@ audit: .venv/installed-test  # the exhaustive ones, of which `make test` holds a
 mutants: .venv/installed-test  # plant small faults one at a time, each of which some test should find
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants \
 		--files attention position_embeddings axial_layer reversible set_attention \
-		--sampled feed_forward modeling_axial modeling_axial_decoder patch_embeddings sampling training/arguments \
-			training/checkpoints training/metrics training/processes training/sampler
+		--sampled feed_forward grid line_cache modeling_axial modeling_axial_decoder patch_embeddings pooling sampling \
+			training/arguments training/checkpoints training/metrics training/processes training/sampler
 
 generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \

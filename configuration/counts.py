@@ -33,9 +33,7 @@ def count_encoder_flops(config: AxialConfig) -> int:
     length L costs 2T · (4DA + 2LA) for projections, scores and weighted values, each layer 2T · 2DI for a plain MLP.
     """
     tokens, hidden_size = prod(config.grid_shape), config.hidden_size
-    head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
-    intermediate_size: int = config.intermediate_size  # pyrefly: ignore[bad-assignment]  the config has set it
-    attention_size = config.num_attention_heads * head_dim
+    attention_size = config.num_attention_heads * config.head_dim
 
     def attention(projected: int, scores: int) -> int:
         return projected * hidden_size * attention_size + 2 * scores * attention_size
@@ -50,11 +48,11 @@ def count_encoder_flops(config: AxialConfig) -> int:
             layer += attention(points + 2 * tokens + points_of_all_lines, points * tokens)
             layer += attention(2 * tokens + 2 * points_of_all_lines, points * tokens)
     products = {"mlp": 2, "gated_mlp": 3, "convolution": 2 * 3**config.num_axes}[config.feed_forward]
-    layer += tokens * products * hidden_size * intermediate_size
+    layer += tokens * products * hidden_size * config.intermediate_size
     pooling = 0
     if config.pooling == "attention":
         seeds = config.num_pooling_seeds
-        pooling = attention(2 * seeds + 2 * tokens, seeds * tokens) + 2 * seeds * hidden_size * intermediate_size
+        pooling = attention(2 * seeds + 2 * tokens, seeds * tokens) + 2 * seeds * hidden_size * config.intermediate_size
     return 2 * (embedding + config.num_hidden_layers * layer + pooling)
 
 
@@ -65,13 +63,11 @@ def count_decoder_flops(config: AxialDecoderConfig) -> int:
     on the T tokens of one grid.
     """
     hidden_size, num_pixels = config.hidden_size, prod(config.image_size)
-    head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
-    intermediate_size: int = config.intermediate_size  # pyrefly: ignore[bad-assignment]  the config has set it
-    attention_size = config.num_attention_heads * head_dim
+    attention_size = config.num_attention_heads * config.head_dim
     products = {"mlp": 2, "gated_mlp": 3}[config.feed_forward]
 
     def block(length: int) -> int:  # for one token
-        return attention_size * (4 * hidden_size + 2 * length) + products * hidden_size * intermediate_size
+        return attention_size * (4 * hidden_size + 2 * length) + products * hidden_size * config.intermediate_size
 
     # Level by level, with the blocks along an axis once for its own level and once for each slower one.
     *outer_axes, fastest = config.grid_shape

@@ -25,8 +25,9 @@ from .image_transformer import (
 from .modeling_axial import AxialModel, AxialPreTrainedModel
 from .modeling_axial_decoder import AxialForCausalImageModeling
 from .modeling_axial_heads import AxialBackbone, AxialForImageClassification
+from .pooling import AttentionPooling
 from .reversible import OneStream, RebuiltTwoStream, TwoStream
-from .set_attention import AttentionPooling, InducedAxialAttention
+from .set_attention import InducedAxialAttention
 
 __version__ = "0.1.0"
 

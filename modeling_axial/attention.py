@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_axial import AxialConfig
+from .configuration_strict import BlockConfig
 from .masks import clear_masked
 from .position_embeddings import apply_rotary
 
@@ -266,7 +266,7 @@ class AxialAttentionCore(nn.Module):
     asks for them, eager attention takes over for this call. Forward hooks for attention maps hang here.
     """
 
-    def __init__(self, config: AxialConfig, axis: int, is_causal: bool = False):
+    def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False):
         super().__init__()
         self.config = config
         self.axis = axis
@@ -310,11 +310,11 @@ class AxialAttentionCore(nn.Module):
 class AxialAttentionProjections(nn.Module):
     """The weights of multi-head attention along one grid axis, and what is done with them."""
 
-    def __init__(self, config: AxialConfig, axis: int, is_causal: bool = False):
+    def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False):
         super().__init__()
         self.axis = axis
-        self.head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
-        inner_size = config.num_attention_heads * self.head_dim
+        self.head_dim = config.head_dim
+        inner_size = config.num_attention_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)

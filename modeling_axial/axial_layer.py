@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from .attention import AxialSelfAttention
 from .configuration_axial import AxialConfig
+from .configuration_strict import BlockConfig
 from .feed_forward import FEED_FORWARD_CLASSES
-from .reversible import OneStream, RebuiltTwoStream, TwoStream
+from .reversible import OneStream, TwoStream
 from .set_attention import InducedAxialAttention
 
 logger = logging.get_logger(__name__)
@@ -67,7 +68,7 @@ class SequentialAxialAttention(nn.Module):
 class OneAxisAttention(nn.Module):
     """f(h) = dropout(Attention_axis(norm(h))), one axis alone."""
 
-    def __init__(self, config: AxialConfig, axis: int, is_causal: bool):
+    def __init__(self, config: BlockConfig, axis: int, is_causal: bool):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = AxialSelfAttention(config, axis, is_causal)
@@ -76,6 +77,10 @@ class OneAxisAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         return self.dropout(self.attention(self.norm(hidden_states), **kwargs))
 
+    @property
+    def last_projection(self) -> nn.Module:
+        return self.attention.o_proj
+
 
 ATTENTION_CLASSES = {"sum": SummedAxialAttention, "sequential": SequentialAxialAttention}
 
@@ -83,7 +88,7 @@ ATTENTION_CLASSES = {"sum": SummedAxialAttention, "sequential": SequentialAxialA
 class AxialFeedForward(nn.Module):
     """g(h) = dropout(feed_forward(norm(h)))."""
 
-    def __init__(self, config: AxialConfig):
+    def __init__(self, config: BlockConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.net = FEED_FORWARD_CLASSES[config.feed_forward](config)
@@ -91,6 +96,10 @@ class AxialFeedForward(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.dropout(self.net(self.norm(hidden_states), mask))
+
+    @property
+    def last_projection(self) -> nn.Module:
+        return self.net.last_projection
 
 
 class ResidualPair(GradientCheckpointingLayer):
@@ -133,16 +142,16 @@ def run_layers(
 ) -> torch.Tensor:
     """(B, *grid, hidden_size) through a chain of `ResidualPair`s, which get `kwargs`; the same shape out.
 
-    `executor_class`: of `reversible.py`. Where layers are checkpointed, `TwoStream` stands in for `RebuiltTwoStream`:
-    checkpointing keeps the streams between the layers, so that nothing is left to rebuild.
+    `executor_class`: of `reversible.py`. Where layers are checkpointed, the one that stores activations stands in for
+    one that rebuilds them: checkpointing keeps the streams between the layers, so that nothing is left to rebuild.
     """
     checkpointed = any(layer.gradient_checkpointing and layer.training for layer in layers)
-    if executor_class is RebuiltTwoStream and checkpointed:
+    if executor_class.stored is not None and checkpointed:
         logger.warning_once(
             "Gradient checkpointing stores the streams between all layers. Without it a reversible model rebuilds them "
             "and needs less memory."
         )
-        executor_class = TwoStream
+        executor_class = executor_class.stored
     executor = executor_class()
     streams = executor.enter(hidden_states)
     for layer in layers:
@@ -161,5 +170,5 @@ class AxialLayer(ResidualPair):
 class AxialBlock(ResidualPair):
     """Attention along one axis, causal or not, then a feed-forward."""
 
-    def __init__(self, config: AxialConfig, axis: int, is_causal: bool):
+    def __init__(self, config: BlockConfig, axis: int, is_causal: bool):
         super().__init__(OneAxisAttention(config, axis, is_causal), AxialFeedForward(config))

@@ -1,10 +1,11 @@
 """Configuration of the autoregressive Axial Transformer (`AxialForCausalImageModeling`)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 
-from .configuration_axial import (
+from .configuration_strict import (
+    DerivedInt,
     StrictConfig,
     activation_name,
     number_of_layers,
@@ -76,15 +77,14 @@ class AxialDecoderConfig(StrictConfig):
     """
 
     model_type = "axial_decoder"
-    derived_fields = ("head_dim", "intermediate_size")
 
     image_size: list[int] | tuple[int, ...] = positive_lengths(default=(32, 32))
     num_channels: int = positive_int(default=3)
     vocab_size: int = at_least_two(default=256)
     hidden_size: int = positive_int(default=256)
     num_attention_heads: int = positive_int(default=8)
-    head_dim: int | None = positive_int(default=None)
-    intermediate_size: int | None = positive_int(default=None)
+    head_dim: DerivedInt = positive_int(default=None)
+    intermediate_size: DerivedInt = positive_int(default=None)
     num_outer_layers: int = number_of_layers(default=4)
     num_inner_layers: int = number_of_layers(default=4)
     num_exterior_layers: int = number_of_layers(default=4)
@@ -99,9 +99,6 @@ class AxialDecoderConfig(StrictConfig):
     hidden_dropout_prob: float | int = probability(default=0.0)
     attention_probs_dropout_prob: float | int = probability(default=0.0)
     layer_norm_eps: float | int = positive_number(default=1e-5)
-
-    def _derived_values(self) -> dict[str, Any]:
-        return super()._derived_values() | {"intermediate_size": 4 * self.hidden_size}
 
     @property
     def num_grids(self) -> int:
@@ -140,13 +137,6 @@ class AxialDecoderConfig(StrictConfig):
 
     def validate_architecture(self):
         """Checks the rules that tie fields to each other; raises `ValueError` naming fields, values and the rule."""
-        if getattr(self, "is_heterogeneous", False):  # not in every transformers that we support
-            raise ValueError("per_layer_config cannot be used: the blocks of a decoder are alike.")
         super().validate_architecture()
         if self.class_dropout_prob and self.num_classes is None:
             raise ValueError(f"class_dropout_prob={self.class_dropout_prob} needs num_classes, which is None.")
-        if self.head_dim is None:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
-                f"{self.num_attention_heads}, or head_dim must be given."
-            )

@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 
-from .configuration_axial import StrictConfig, number_of_layers, positive_int
+from .configuration_strict import DerivedInt, StrictConfig, number_of_layers, positive_int
 
 
 @as_validated_field
@@ -45,12 +45,13 @@ class AxialImageTransformerConfig(StrictConfig):
     """
 
     model_type = "axial_image_transformer"
+    derived_fields = ("head_dim",)
 
     num_axes: int = one_to_three(default=2)
     hidden_size: int = positive_int(default=128)
     num_hidden_layers: int = number_of_layers(default=12)
     num_attention_heads: int = positive_int(default=8)
-    head_dim: int | None = positive_int(default=None)
+    head_dim: DerivedInt = positive_int(default=None)
     position_embedding_shape: list[int] | tuple[int, ...] | None = positive_lengths_or_none(default=None)
     reversible: bool = True
 
@@ -63,11 +64,6 @@ class AxialImageTransformerConfig(StrictConfig):
     def validate_architecture(self):
         """Checks the rules that tie fields to each other; raises `ValueError` naming fields, values and the rule."""
         super().validate_architecture()
-        if self.head_dim is None:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
-                f"{self.num_attention_heads}, or head_dim must be given."
-            )
         shape = self.position_embedding_shape
         if shape is not None and len(shape) != self.num_axes:
             raise ValueError(

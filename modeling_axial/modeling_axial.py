@@ -12,12 +12,13 @@ from .attention import AxialAttentionCore
 from .axial_layer import AxialLayer, run_layers
 from .configuration_axial import AxialConfig
 from .forward_keywords import records_outputs, refuse_unknown_keywords
-from .masks import clear_masked, grid_mask
+from .masks import grid_mask
 from .patch_embeddings import AxialPatchEmbeddings
+from .pooling import POOLING_CLASSES, AttentionPooling
 from .position_embeddings import LearnedPositionEmbedding, RotaryPositionEmbedding
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
-from .set_attention import AttentionPooling, InducedAxialAttention
+from .set_attention import InducedAxialAttention
 
 # Every class that a checkpoint of this model type opens with, and the file that defines it.
 AUTO_MAP = {
@@ -52,20 +53,6 @@ class AxialEmbeddings(nn.Module):
         if self.position_embeddings is not None:
             hidden_states = self.position_embeddings(hidden_states, mask)
         return self.dropout(hidden_states)
-
-
-class MeanPooling(nn.Module):
-    """The mean over the grid: (B, *grid, hidden_size) -> (B, hidden_size)."""
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`mask`: boolean (B, *grid), False cells do not count; zeros where none does."""
-        cells = hidden_states.flatten(1, -2)
-        if mask is None:
-            return cells.mean(1)
-        counted = mask.flatten(1)
-        # float16 ends at 65,504, which a sum over a large grid, or the number of its cells, exceeds.
-        total = clear_masked(cells, counted).sum(1, dtype=torch.promote_types(cells.dtype, torch.float32))
-        return (total / counted.sum(1, keepdim=True).clamp(min=1)).to(cells.dtype)
 
 
 @auto_docstring
@@ -109,7 +96,7 @@ class AxialModel(AxialPreTrainedModel):
         self.rotary_embedding = RotaryPositionEmbedding(config) if rotary else None
         self.layers = nn.ModuleList(AxialLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = AttentionPooling(config) if config.pooling == "attention" else MeanPooling()
+        self.pooler = POOLING_CLASSES[config.pooling](config)
         self.post_init()
 
     @merge_with_config_defaults

@@ -27,20 +27,11 @@ from .attention import AxialAttentionCore
 from .axial_layer import AxialBlock, run_layers
 from .configuration_axial_decoder import AxialDecoderConfig
 from .forward_keywords import records_outputs
+from .grid import neighbourhoods, shift
 from .position_embeddings import LearnedPositionEmbedding
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
-from .sampling import SAMPLERS, Draw, Known, shift, to_integers
-
-
-def neighbourhoods(planes: torch.Tensor) -> torch.Tensor:
-    """(B, *grid, K) -> (B, *grid, K · 3 ** axes): each cell with its neighbours, zeros beyond the edges.
-
-    A linear layer on these is a convolution, 3 wide along every axis, for any number of axes.
-    """
-    for axis in range(planes.dim() - 2):
-        planes = torch.cat((shift(planes, axis, 1), planes, shift(planes, axis, -1)), dim=-1)
-    return planes
+from .sampling import SAMPLERS, Draw, Known, SamplingOptions, to_integers
 
 
 class AxialStack(nn.Module):
@@ -53,13 +44,9 @@ class AxialStack(nn.Module):
     def __init__(self, config: AxialDecoderConfig, directions: list[tuple[int, bool]]):
         super().__init__()
         self.executor_class = RebuiltTwoStream if config.reversible else OneStream
-        self.blocks = nn.ModuleList(
-            AxialBlock(config, axis, is_causal)  # pyrefly: ignore[bad-argument-type]  has what blocks read
-            for axis, is_causal in directions
-        )
+        self.blocks = nn.ModuleList(AxialBlock(config, axis, is_causal) for axis, is_causal in directions)
         for branch in (branch for block in self.blocks for branch in block.children()):
-            *_, last = (module for module in branch.modules() if isinstance(module, nn.Linear))
-            last.initial_gain = 1e-10  # pyrefly: ignore[bad-argument-type]  residual branches start at about zero
+            branch.last_projection.initial_gain = 1e-10  # pyrefly: ignore  residual branches start at about zero
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         """`kwargs`: what blocks take. With a `cache`, as in `AxialSelfAttention`, `hidden_states` is the next position
@@ -74,10 +61,7 @@ class AxialExteriorEncoder(nn.Module):
         super().__init__()
         num_axes = len(config.image_size)
         self.projection = nn.Linear(config.num_exterior_channels * 3**num_axes, config.hidden_size)
-        self.position_embeddings = LearnedPositionEmbedding(
-            config,  # pyrefly: ignore[bad-argument-type]  its hidden_size is read
-            config.image_size,
-        )
+        self.position_embeddings = LearnedPositionEmbedding(config, config.image_size)
         self.stack = AxialStack(config, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
 
     def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
@@ -143,9 +127,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         self.class_embeddings = (
             nn.Embedding(config.num_class_embeddings, config.hidden_size) if config.num_classes else None
         )
-        self.position_embeddings = LearnedPositionEmbedding(
-            config  # pyrefly: ignore[bad-argument-type]  its hidden_size and grid_shape are read
-        )
+        self.position_embeddings = LearnedPositionEmbedding(config)
         self.exterior = AxialExteriorEncoder(config) if config.num_exterior_channels else None
         num_axes = len(config.grid_shape)
         self.outer_levels = nn.ModuleList(
@@ -262,13 +244,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
         known: tuple[torch.Tensor, torch.Tensor] | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_scale: float = 1.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        sampler: str = "cached",
-        show_progress: bool = False,
+        **options,
     ) -> torch.Tensor:
         """Draws pictures: int64 `(num_images, C, *grid)`, of the size of `condition` or `known`, else the native one.
 
@@ -287,27 +263,14 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             known: `(input_ids, mask)`, each broadcastable to `(num_images, C, *grid)`; values stay as given where the
                 boolean mask is True. Along an axis where either is longer than 1 the picture has that length, along
                 others that of `condition`, or the native one.
-            temperature: flattens (above 1, up to infinity: all values alike) or sharpens (below 1) the distribution;
-                0 takes the likeliest value.
-            top_k: draws from exactly so many likeliest values; of equally likely ones the lower count as likelier.
-            top_p: draws from the fewest likeliest values that together have this probability.
-            guidance_scale: above 1, draws what is more typical of its class: from the logits
-                unknown + guidance_scale · (class - unknown), those of an unknown class and of the class given, for
-                twice the work (classifier-free guidance, Ho and Salimans 2022, arXiv 2207.12598). Needs
-                `class_dropout_prob`.
-            generator: where the noise comes from; torch's own random state if not given. Of a list of one for each
-                picture, each draws its own, which is then the same (to rounding) alone or in any batch.
-            sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
-                once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
-                `"compiled"`: as `"cached"`, the step of a pixel by compiled code. The first call for a number of
-                pictures waits for the compiler, for ten seconds and more.
-            show_progress: shows a bar.
+            options: `temperature`, `top_k`, `top_p`, `guidance_scale`, `generator`, `sampler` and `show_progress`, for
+                which see `SamplingOptions`.
 
         Raises:
             ValueError: for shapes or values that are impossible, and if logits are NaN or infinite.
+            TypeError: for other keywords.
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}.")
+        sampling = SamplingOptions(**options)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
         image_shape = self.config.image_size if condition is None else condition.shape[2:]
@@ -315,12 +278,12 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         values = Known(known, shape, self.config.vocab_size, self.device)
         input_ids, mask = values.input_ids, values.mask
         _, class_labels = self._check_inputs(input_ids, class_labels, condition)
-        draw = Draw(
-            self.config.vocab_size, temperature, top_k, top_p, guidance_scale, generator, mask.shape, show_progress
-        )
-        if draw.is_guided:
+        draw = Draw(sampling, self.config.vocab_size, mask.shape)
+        if sampling.is_guided:
             if class_labels is None or not self.config.class_dropout_prob:
-                raise ValueError(f"guidance_scale={guidance_scale} needs a model with class_dropout_prob above 0.")
+                raise ValueError(
+                    f"guidance_scale={sampling.guidance_scale} needs a model with class_dropout_prob above 0."
+                )
             # Each picture twice, the second time of an unknown class; both get what is drawn.
             input_ids, mask = (torch.cat((states, states)) for states in (input_ids, mask))
             class_labels = torch.cat((class_labels, torch.full_like(class_labels, self.config.unknown_class)))
@@ -333,7 +296,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             for index in range(self.config.num_grids):
                 channel = torch.full(input_ids.shape[:1], index, device=input_ids.device)
                 context = self.make_context(input_ids, channel, class_labels, condition)
-                SAMPLERS[sampler](self, grids[:, index], known_grids[:, index], context, draw)
+                SAMPLERS[sampling.sampler](self, grids[:, index], known_grids[:, index], context, draw)
         finally:
             draw.progress.close()
             for module in training_modules:

@@ -11,7 +11,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_axial import AxialConfig
 from .forward_keywords import refuse_unknown_keywords
-from .modeling_axial import AxialModel, AxialPreTrainedModel, MeanPooling
+from .modeling_axial import AxialModel, AxialPreTrainedModel
+from .pooling import MeanPooling
 
 
 def classification_loss(labels, logits, config: AxialConfig, num_items_in_batch=None, **kwargs) -> torch.Tensor:
@@ -79,7 +80,7 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
     def __init__(self, config: AxialConfig):
         super().__init__(config)
         self.axial = AxialModel(config)
-        self.axial.pooler = MeanPooling()
+        self.axial.pooler = MeanPooling(config)
         self.num_features = [config.hidden_size] * len(config.stage_names)
         self.post_init()
 

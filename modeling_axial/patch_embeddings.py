@@ -1,34 +1,11 @@
-"""Pixels to token grid and back, for any number of axes."""
+"""Pixels to tokens, for any number of axes."""
 
 import torch
 from torch import nn
 
 from .configuration_axial import AxialConfig
+from .grid import patchify
 from .masks import clear_masked
-
-
-def patchify(pixel_values: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
-    """Cuts (B, C, *pixels) into patches: (B, *grid, C·prod(patch_shape)).
-
-    A patch is laid out as (C, *patch_shape), as the weight of a strided convolution. Inverse: `unpatchify`.
-    """
-    for axis, patch in enumerate(patch_shape):
-        pixel_values = pixel_values.unflatten(2 + 2 * axis, (-1, patch))
-    num_axes = len(patch_shape)
-    grid_dims = range(2, 2 + 2 * num_axes, 2)
-    patch_dims = range(3, 3 + 2 * num_axes, 2)
-    return pixel_values.permute(0, *grid_dims, 1, *patch_dims).flatten(1 + num_axes)
-
-
-def unpatchify(patches: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
-    """Puts patches (B, *grid, C·prod(patch_shape)) back together: (B, C, *pixels). Inverse of `patchify`."""
-    num_axes = len(patch_shape)
-    patches = patches.unflatten(-1, (-1, *patch_shape))  # (B, *grid, C, *patch_shape)
-    interleaved = [dim for axis in range(num_axes) for dim in (1 + axis, 2 + num_axes + axis)]
-    pixels = patches.permute(0, 1 + num_axes, *interleaved)
-    for axis in range(num_axes):
-        pixels = pixels.flatten(2 + axis, 3 + axis)
-    return pixels
 
 
 class AxialPatchEmbeddings(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .configuration_axial import AxialConfig
+from .configuration_strict import BlockConfig
 from .masks import bounding_box
 
 
@@ -19,7 +20,7 @@ class LearnedPositionEmbedding(nn.Module):
     `grid_shape`: the native grid, if it is not that of `config`.
     """
 
-    def __init__(self, config: AxialConfig, grid_shape: Sequence[int] | None = None):
+    def __init__(self, config: BlockConfig, grid_shape: Sequence[int] | None = None):
         super().__init__()
         for axis, length in enumerate(config.grid_shape if grid_shape is None else grid_shape):
             self.register_parameter(f"axis_{axis}", nn.Parameter(torch.empty(length, config.hidden_size)))
@@ -80,7 +81,7 @@ class RotaryPositionEmbedding(nn.Module):
 
     def __init__(self, config: AxialConfig):
         super().__init__()
-        self.head_dim: int = config.head_dim  # pyrefly: ignore[bad-assignment]  the config has set it
+        self.head_dim = config.head_dim
         self.rope_theta = config.rope_theta
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:

@@ -3,6 +3,8 @@
 An executor is made once per forward call of the trunk and knows nothing about modules: `streams = executor.enter(x)`,
 then `streams = executor.couple(f, g, *streams)` for each pair, then `executor.leave(*streams)`.
 
+Its class attribute `stored` is the executor of the same numbers that stores activations, if it does not so itself.
+
 `OneStream` is the ordinary residual network. `TwoStream` is the reversible one of Gomez et al. 2017 (RevNet; brought to
 transformers by Kitaev et al. 2020, Reformer) with its activations stored. `RebuiltTwoStream` computes the same numbers
 and stores no activations: memory in training does not grow with depth, for the price of one more forward pass.
@@ -41,7 +43,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,8 @@ def in_full_under_autocast(hidden_states: Tensor) -> Tensor:
 class OneStream:
     """Plain residuals: x = x + f(x), then x = x + g(x)."""
 
+    stored: ClassVar[type | None] = None
+
     def enter(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
         """The stream that the pairs run on: `(x,)`."""
         return (hidden_states,)
@@ -91,6 +95,7 @@ class TwoStream:
     bfloat16 would lose the last bits of what each pair adds, and streams could not be rebuilt from them.
     """
 
+    stored: ClassVar[type | None] = None
     dtype: torch.dtype | None = None  # that was entered
 
     def enter(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
@@ -118,6 +123,8 @@ class RebuiltTwoStream(TwoStream):
     keeping two streams. Without gradients this is `TwoStream`, and inside `torch.compile` too: to have both, compile f
     and g.
     """
+
+    stored = TwoStream
 
     def __init__(self) -> None:
         self._last: _Streams | None = None
@@ -289,8 +296,8 @@ class _Call:
             self.outputs.compare(self.sample, self.outputs.sample(output), dtypes | {self.dtype, output.dtype})
         return output
 
-    # The hooks are called inside f and g, so where these are compiled they would be traced: hence the decorator, here and
-    # on all that they call. `torch.compiler.disable` does as much in a wrapper that costs more than the hook.
+    # The hooks are called inside f and g, so where these are compiled they would be traced: hence the decorator on them
+    # and on all that they call. `torch.compiler.disable` does as much in a wrapper that costs more than the hook.
 
     @skip
     def pack(self, run_again: Callable[[], object], tensor: Tensor) -> tuple:

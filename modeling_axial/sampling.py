@@ -20,77 +20,14 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
 from transformers.utils import logging
 
-
-def shift(states: torch.Tensor, axis: int, step: int = 1) -> torch.Tensor:
-    """(B, *grid, ...) moved by `step` cells along an axis, zeros where nothing comes from: out[i] = in[i - step]."""
-    dims_after = states.dim() - axis - 2
-    return nn.functional.pad(states, [0, 0] * dims_after + [step, -step])
-
-
-class LineCache:
-    """Keys and values of causal attention along one axis, that is given one position after the other.
-
-    Set `position` before each; going back to 0 begins new lines.
-    """
-
-    def __init__(self, axis: int, length: int):
-        self.axis = axis
-        self.length = length
-        self.position = 0
-        self._kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def append(
-        self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Keeps `key` and `value` (B, *grid, heads, head_dim), of length 1 along the axis, for this attention module.
-
-        Returns views of all that it was given on these lines, at positions 0 to `position`, and no mask.
-        """
-        dim = self.axis + 1
-        keys, values = self._find(attention, key, value)
-        keys.narrow(dim, self.position, 1).copy_(key)
-        values.narrow(dim, self.position, 1).copy_(value)
-        return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1), None
-
-    def _find(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if attention not in self._kept:
-            dim = self.axis + 1
-            shape = (*key.shape[:dim], self.length, *key.shape[dim + 1 :])
-            # Zeros, as what a mask hides must still be finite.
-            self._kept[attention] = key.new_zeros(shape), value.new_zeros(shape)
-        return self._kept[attention]
-
-
-class StaticLineCache(LineCache):
-    """As `LineCache`, for the fastest axis, in tensors whose shape is the same at every position, as compilers want."""
-
-    def __init__(self, axis: int, length: int, device: torch.device):
-        self._positions = torch.arange(length, device=device)
-        self._position = torch.zeros(1, dtype=torch.long, device=device)
-        super().__init__(axis, length)
-
-    @property
-    def position(self) -> int:
-        return int(self._position)
-
-    @position.setter
-    def position(self, position: int) -> None:
-        self._position.fill_(position)
-
-    def append(
-        self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns whole lines, and a mask (length,) of what has been given."""
-        keys, values = self._find(attention, key, value)
-        keys.index_copy_(self.axis + 1, self._position, key)
-        values.index_copy_(self.axis + 1, self._position, value)
-        return keys, values, self._positions <= self._position
+from .grid import shift
+from .line_cache import LineCache, StaticLineCache
 
 
 def to_integers(name: str, values: torch.Tensor, end: int) -> torch.Tensor:
@@ -162,47 +99,84 @@ def keep_top_p(scores: torch.Tensor, top_p: float, temperature: float) -> torch.
     return scores.masked_fill(dropped.scatter(-1, values, dropped), -math.inf)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the values of pictures are drawn.
+
+    Args:
+        temperature: flattens (above 1, up to infinity: all values alike) or sharpens (below 1) the distribution; 0
+            takes the likeliest value.
+        top_k: draws from exactly so many likeliest values; of equally likely ones the lower count as likelier.
+        top_p: draws from the fewest likeliest values that together have this probability.
+        guidance_scale: above 1, draws what is more typical of its class: from the logits
+            unknown + guidance_scale · (class - unknown), those of an unknown class and of the class given, for twice
+            the work (classifier-free guidance, Ho and Salimans 2022, arXiv 2207.12598). Needs `class_dropout_prob`.
+        generator: where the noise comes from; torch's own random state if not given. Of a list of one for each picture,
+            each draws its own, which is then the same (to rounding) alone or in any batch.
+        sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
+            once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
+            `"compiled"`: as `"cached"`, the step of a pixel by compiled code. The first call for a number of pictures
+            waits for the compiler, for ten seconds and more.
+        show_progress: shows a bar.
+
+    Raises:
+        ValueError: for values that are impossible.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float = 1.0
+    generator: torch.Generator | list[torch.Generator] | None = None
+    sampler: str = "cached"
+    show_progress: bool = False
+
+    def __post_init__(self):
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {self.sampler!r}.")
+        if not self.temperature >= 0:  # written so that NaN fails, too
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}.")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, got {self.top_k}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be greater than 0 and at most 1, got {self.top_p}.")
+        if not 1 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be at least 1 and finite, got {self.guidance_scale}.")
+        if self.generator is not None and not all(isinstance(each, torch.Generator) for each in self.generators):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {self.generator!r}.")
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1
+
+    @property
+    def generators(self) -> list[torch.Generator | None]:
+        """One for all pictures, or one for each."""
+        return list(self.generator) if isinstance(self.generator, list | tuple) else [self.generator]
+
+
 class Draw:
     """Draws the values of one line after the other, in place; known values stay, but use up their noise as well.
 
     Guided, it is given every picture twice, in the two halves of the batch, and draws once for both.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        guidance_scale: float,
-        generator: torch.Generator | list[torch.Generator] | None,
-        shape: tuple[int, ...],
-        show_progress: bool,
-    ):
-        """`shape`: of all that is drawn, (images, C, *grid)."""
-        if not temperature >= 0:  # written so that NaN fails, too
-            raise ValueError(f"temperature must be at least 0, got {temperature}.")
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"top_k must be an integer of at least 1, got {top_k}.")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}.")
-        if not 1 <= guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale must be at least 1 and finite, got {guidance_scale}.")
+    def __init__(self, options: SamplingOptions, vocab_size: int, shape: tuple[int, ...]):
+        """`shape`: of all that is drawn, (images, C, *grid). Raises `ValueError` for a list of too many or few
+        generators."""
+        self.options = options
         self.vocab_size = vocab_size
-        self.temperature = min(temperature, sys.float_info.max)  # by infinity, -inf would become NaN
-        self.warpers = [] if top_k is None else [partial(keep_top_k, top_k=top_k)]
-        if top_p is not None and top_p < 1:
-            self.warpers.append(partial(keep_top_p, top_p=top_p, temperature=self.temperature))
-        self.guidance_scale = guidance_scale
-        self.is_guided = guidance_scale > 1
+        self.temperature = min(options.temperature, sys.float_info.max)  # by infinity, -inf would become NaN
+        self.warpers = [] if options.top_k is None else [partial(keep_top_k, top_k=options.top_k)]
+        if options.top_p is not None and options.top_p < 1:
+            self.warpers.append(partial(keep_top_p, top_p=options.top_p, temperature=self.temperature))
         self.num_images = shape[0]
-        one_each = isinstance(generator, list | tuple)
-        self.generators = generator if one_each else [generator]
-        if generator is not None and not all(isinstance(each, torch.Generator) for each in self.generators):
-            raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}.")
-        if one_each and len(generator) != self.num_images:
-            raise ValueError(f"generator lists {len(generator)} for num_images={self.num_images}: give each its own.")
-        self.progress = logging.tqdm(total=math.prod(shape), disable=not show_progress)
+        self.generators = options.generators
+        if isinstance(options.generator, list | tuple) and len(self.generators) != self.num_images:
+            raise ValueError(
+                f"generator lists {len(self.generators)} for num_images={self.num_images}: give each its own."
+            )
+        self.progress = logging.tqdm(total=math.prod(shape), disable=not options.show_progress)
 
     def start_line(self, tokens: torch.Tensor, known: torch.Tensor, line: tuple[int, ...]) -> bool:
         """Turns to a line of `tokens` (B, *grid) and draws its noise. Returns whether any value of it is unknown."""
@@ -229,9 +203,9 @@ class Draw:
         At the last position it raises `ValueError` if any of the line were drawn from NaN or infinite logits.
         """
         scores = logits.to(self.noise.dtype)
-        if self.is_guided:
+        if self.options.is_guided:
             with_class, without = scores.chunk(2)
-            scores = without + self.guidance_scale * (with_class - without)
+            scores = without + self.options.guidance_scale * (with_class - without)
         if self.temperature > 0:
             for warper in self.warpers:
                 scores = warper(scores)
@@ -239,14 +213,14 @@ class Draw:
         scores = self.noise[:, position].add_(scores)
         tokens, drawn = self.tokens[:, position], scores.argmax(-1)
         self.progress.update(len(drawn))
-        drawn = torch.cat((drawn, drawn)) if self.is_guided else drawn
+        drawn = torch.cat((drawn, drawn)) if self.options.is_guided else drawn
         tokens.copy_(torch.where(self.known[:, position], tokens, drawn) if self.any_known else drawn)
         # All scores of the line have been added to its noise: a device waits for this look once per line.
         if position + 1 == self.noise.shape[1] and not self.noise.amax(-1).isfinite().all():
             raise ValueError(
                 "The logits hold NaN or infinity, so that nothing can be drawn from them: look for weights or a "
                 "condition that are not finite, a dtype that overflows (float16 where bfloat16 would not), or a "
-                f"guidance_scale (here {self.guidance_scale}) that is too large."
+                f"guidance_scale (here {self.options.guidance_scale}) that is too large."
             )
 
 

@@ -6,7 +6,6 @@ from transformers import AttentionInterface, AutoModel
 
 from modeling_axial import AxialConfig, AxialModel, RebuiltTwoStream, TwoStream
 from modeling_axial.attention import eager_attention_forward
-from modeling_axial.modeling_axial import MeanPooling
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -201,22 +200,6 @@ def test_padding_is_read_by_nobody(attention_mode):
     output, expected = model(padded, attention_mask=mask), model(small)
     torch.testing.assert_close(output.last_hidden_state[:, :5, :3], expected.last_hidden_state, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(output.pooler_output, expected.pooler_output, rtol=1e-12, atol=1e-12)
-
-
-def test_mean_pooling():
-    hidden = torch.arange(2 * 3 * 5 * 1, dtype=torch.float64).view(2, 3, 5, 1)
-    assert MeanPooling()(hidden).tolist() == [[7.0], [22.0]]
-    mask = torch.zeros(2, 3, 5, dtype=torch.bool)
-    mask[0, 1, 2] = mask[0, 2, 4] = True  # cells 7 and 14 of the first, none of the second
-    assert MeanPooling()(hidden, mask).tolist() == [[10.5], [0.0]]
-
-
-@pytest.mark.parametrize("grid", [(70, 100), (300, 300)], ids=str)
-def test_masked_mean_of_a_large_grid_in_float16(grid):
-    # The sum exceeds float16, and of 300 x 300 cells their number, too.
-    hidden = torch.full((1, *grid, 2), 12.0, dtype=torch.float16)
-    pooled = MeanPooling()(hidden, torch.ones(1, *grid, dtype=torch.bool))
-    assert pooled.dtype == torch.float16 and pooled.tolist() == [[12.0, 12.0]]
 
 
 @variants

@@ -24,8 +24,8 @@ from modeling_axial import modeling_axial_decoder as decoder_file
 from modeling_axial.attention import AxialSelfAttention
 from modeling_axial.axial_layer import AxialBlock
 from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
-from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling, neighbourhoods
-from modeling_axial.sampling import shift
+from modeling_axial.grid import neighbourhoods
+from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
 from tests.conftest import ROOT
 
 
@@ -443,26 +443,6 @@ def test_nested_context_written_out():
     classes = model.class_embeddings.weight[inputs["class_labels"]][:, None, None, None]
     found = model.make_context(channel=torch.zeros(2, dtype=torch.long), condition=None, **inputs)
     torch.testing.assert_close(found, positions + classes)
-
-
-@pytest.mark.parametrize("grid", [(5,), (4, 3), (2, 3, 4)], ids=str)
-def test_neighbourhoods_make_a_convolution(grid):
-    planes = torch.randn(2, *grid, 3, dtype=torch.float64)
-    weight = torch.randn(7, 3, *[3] * len(grid), dtype=torch.float64)
-    convolution = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[len(grid) - 1]
-    expected = convolution(planes.movedim(-1, 1), weight, padding=1).movedim(1, -1)
-    # Neighbours come axis by axis, so the offsets along the last axis are outermost.
-    axes = range(weight.dim() - 1, 1, -1)
-    found = neighbourhoods(planes) @ weight.permute(0, *axes, 1).flatten(1).T
-    torch.testing.assert_close(found, expected)
-
-
-def test_shift():
-    states = torch.arange(1.0, 13).view(1, 3, 4, 1)
-    assert shift(states, 0)[0, :, :, 0].tolist() == [[0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 7, 8]]
-    assert shift(states, 1)[0, :, :, 0].tolist() == [[0, 1, 2, 3], [0, 5, 6, 7], [0, 9, 10, 11]]
-    assert shift(states, 0, -1)[0, :, :, 0].tolist() == [[5, 6, 7, 8], [9, 10, 11, 12], [0, 0, 0, 0]]
-    assert not shift(states[:, :1], 0).any()
 
 
 # What each block computes

@@ -1,29 +1,11 @@
 import itertools
-import math
 
 import pytest
 import torch
 
 from modeling_axial import AxialConfig
-from modeling_axial.patch_embeddings import AxialPatchEmbeddings, patchify, unpatchify
-
-CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
-# (grid, patch): prime lengths, none of them twice next to each other.
-CASES = [
-    ((7,), (3,)),
-    ((5, 3), (2, 7)),
-    ((5, 3), (1, 2)),
-    ((2, 5, 3), (3, 1, 2)),
-    ((2, 5, 3, 7), (3, 2, 1, 2)),
-    ((2, 3, 1, 2, 5), (1, 2, 3, 1, 2)),
-]
-cases = pytest.mark.parametrize(("grid", "patch"), CASES, ids=str)
-
-
-def pixels(grid, patch, batch=2, channels=3, dtype=torch.float64):
-    sizes = [length * side for length, side in zip(grid, patch, strict=True)]
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, channels, *sizes, generator=generator, dtype=dtype)
+from modeling_axial.patch_embeddings import AxialPatchEmbeddings
+from tests.test_grid import CASES, CONVOLUTIONS, cases, pixels
 
 
 def embeddings(grid, patch, dtype=torch.float64, channels=3):
@@ -36,29 +18,6 @@ def embeddings(grid, patch, dtype=torch.float64, channels=3):
     )
     torch.manual_seed(1)
     return AxialPatchEmbeddings(config).to(dtype)
-
-
-@cases
-def test_patches_by_index_arithmetic(grid, patch):
-    image = pixels(grid, patch)
-    patches = patchify(image, patch)
-    assert patches.shape == (2, *grid, 3 * math.prod(patch))
-    for cell in itertools.product(*(range(length) for length in grid)):
-        number = 0  # of the pixel in its patch: channels, then axes slow to fast
-        for channel in range(3):
-            for offset in itertools.product(*(range(side) for side in patch)):
-                pixel = [c * side + o for c, side, o in zip(cell, patch, offset, strict=True)]
-                assert torch.equal(patches[(slice(None), *cell, number)], image[(slice(None), channel, *pixel)])
-                number += 1
-        assert number == patches.shape[-1]
-
-
-@cases
-def test_unpatchify_is_the_inverse(grid, patch):
-    image = pixels(grid, patch)
-    assert torch.equal(unpatchify(patchify(image, patch), patch), image)
-    patches = torch.randn(2, *grid, 3 * math.prod(patch), dtype=torch.float64)
-    assert torch.equal(patchify(unpatchify(patches, patch), patch), patches)
 
 
 @pytest.mark.parametrize(("grid", "patch"), [case for case in CASES if len(case[0]) <= 3], ids=str)
@@ -95,7 +54,6 @@ def test_other_sizes_than_the_native_one():
 def test_empty_batch_and_strides():
     module = embeddings((5, 3), (2, 7))
     assert module(pixels((5, 3), (2, 7), batch=0)).shape == (0, 5, 3, 11)
-    assert unpatchify(patchify(pixels((5, 3), (2, 7), batch=0), (2, 7)), (2, 7)).shape == (0, 3, 10, 21)
     image = pixels((5, 3), (2, 7))
     channels_last = image.movedim(1, -1).contiguous().movedim(-1, 1)
     assert torch.equal(module(channels_last), module(image))

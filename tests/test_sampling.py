@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
-from modeling_axial.sampling import SAMPLERS, Draw, LineCache, StaticLineCache, keep_top_k, keep_top_p
+from modeling_axial.sampling import SAMPLERS, Draw, keep_top_k, keep_top_p
 from tests.test_modeling_axial_decoder import make_config, make_inputs, make_model, orders, redraw, variants
 
 EAGER = [name for name in SAMPLERS if name != "compiled"]
@@ -116,84 +116,7 @@ def test_logits_step_by_step_are_those_of_the_whole_picture(monkeypatch, gain, i
     assert expected.std() > 1
 
 
-# Planted faults: the comparisons above can fail
-
-
-def forget_outer_cache(monkeypatch):
-    append = LineCache.append
-
-    def forgetful(self, attention, key, value):
-        keys, values, _ = append(self, attention, key, value)
-        return (key, value, None) if self.axis == 0 else (keys, values, None)
-
-    monkeypatch.setattr(LineCache, "append", forgetful)
-
-
-def forget_inner_cache(monkeypatch):
-    append = LineCache.append
-
-    def forgetful(self, attention, key, value):
-        keys, values, _ = append(self, attention, key, value)
-        return (key, value, None) if self.axis == 1 else (keys, values, None)
-
-    monkeypatch.setattr(LineCache, "append", forgetful)
-
-
-def read_one_too_few(monkeypatch):
-    append = LineCache.append
-
-    def short(self, attention, key, value):
-        keys, values, _ = append(self, attention, key, value)
-        length = max(1, self.position)
-        return keys.narrow(self.axis + 1, 0, length), values.narrow(self.axis + 1, 0, length), None
-
-    monkeypatch.setattr(LineCache, "append", short)
-
-
-def share_a_cache_between_blocks(monkeypatch):
-    append = LineCache.append
-    monkeypatch.setattr(
-        LineCache,
-        "append",
-        lambda self, attention, key, value: append(self, next(iter(self._kept), attention), key, value),
-    )
-
-
-@pytest.mark.parametrize(
-    "plant", [forget_outer_cache, forget_inner_cache, read_one_too_few, share_a_cache_between_blocks]
-)
-@pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
-def test_a_cache_that_is_wrong_is_seen(monkeypatch, plant, gain):
-    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, gain=gain)
-    expected = sample(model, 4)
-    plant(monkeypatch)
-    assert not torch.equal(sample(model, 4), expected)
-    assert torch.equal(sample(model, 4, sampler="semi_parallel"), expected)
-
-
 # Compiled
-
-
-@variants
-def test_a_step_of_static_shapes_draws_the_same_pixels(monkeypatch, overrides):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
-    model = make_model((4, 5), **{"vocab_size": 17, **overrides})
-    options = conditions(model)
-    shapes = []
-    append = StaticLineCache.append
-
-    def watched(self, attention, key, value):
-        keys, values, mask = append(self, attention, key, value)
-        shapes.append((self.position, keys.shape[self.axis + 1], values.shape[self.axis + 1], mask.tolist()))
-        return keys, values, mask
-
-    monkeypatch.setattr(StaticLineCache, "append", watched)
-    assert torch.equal(sample(model, sampler="compiled", **options), sample(model, **options))
-    assert len(compiled) == model.config.num_grids
-    assert {position for position, *_ in shapes} == set(range(5))
-    for position, keys, values, mask in shapes:
-        assert keys == values == 5 and mask == [index <= position for index in range(5)]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ import torch
 
 from modeling_axial import AxialConfig, AxialForImageClassification, AxialModel
 from modeling_axial.attention import AxialSelfAttention
-from modeling_axial.set_attention import AttentionPooling, InducedAxialAttention
+from modeling_axial.set_attention import InducedAxialAttention
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -53,25 +53,6 @@ def test_induced_attention_written_out(grid, axis, masked):
     torch.testing.assert_close(module(hidden_states, mask=mask), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("grid", [(7,), (5, 7), (2, 3, 5)], ids=str)
-def test_attention_pooling_written_out(grid, masked):
-    module = redrawn(AttentionPooling(make_config(grid)))
-    hidden_states = states(2, *grid, 8)
-    mask = states(2, *grid, seed=5) > 0 if masked else None
-    seeds = module.seeds.expand(2, 3, 8)
-    read = reference_cross_attention(
-        module.attention,
-        module.seeds_norm(seeds),
-        hidden_states.view(2, -1, 8),
-        0,
-        mask.view(2, -1) if masked else None,
-    )
-    pooled = seeds + read
-    pooled = module.norm(pooled + module.mlp(module.mlp_norm(pooled)))
-    torch.testing.assert_close(module(hidden_states, mask), pooled.reshape(2, 24), rtol=1e-12, atol=1e-12)
-
-
 def test_every_norm_has_the_epsilon_of_the_configuration():
     model = AxialModel(make_config((5, 7), num_inducing_points=[None, 3], pooling="attention", layer_norm_eps=0.25))
     norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
@@ -86,13 +67,6 @@ def test_induced_attention_is_equivariant_to_permutations_along_its_axis(axis):
     expected = module(hidden_states).index_select(axis + 1, order)
     torch.testing.assert_close(module(permuted), expected, rtol=1e-12, atol=1e-12)
     assert (module(permuted) - module(hidden_states)).abs().max() > 1e-3
-
-
-def test_attention_pooling_is_invariant_to_permutations_of_the_cells():
-    module, hidden_states = redrawn(AttentionPooling(make_config((5, 7)))), states(2, 5, 7, 8)
-    order = torch.randperm(35, generator=torch.Generator().manual_seed(3))
-    permuted = hidden_states.view(2, 35, 8)[:, order].view(2, 5, 7, 8)
-    torch.testing.assert_close(module(permuted), module(hidden_states), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -1,0 +1,64 @@
+"""What causal attention keeps where a grid is given one position after the other: keys and values of lines."""
+
+import torch
+from torch import nn
+
+
+class LineCache:
+    """Keys and values of causal attention along one axis, that is given one position after the other.
+
+    Set `position` before each; going back to 0 begins new lines.
+    """
+
+    def __init__(self, axis: int, length: int):
+        self.axis = axis
+        self.length = length
+        self.position = 0
+        self._kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def append(
+        self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Keeps `key` and `value` (B, *grid, heads, head_dim), of length 1 along the axis, for this attention module.
+
+        Returns views of all that it was given on these lines, at positions 0 to `position`, and no mask.
+        """
+        dim = self.axis + 1
+        keys, values = self._find(attention, key, value)
+        keys.narrow(dim, self.position, 1).copy_(key)
+        values.narrow(dim, self.position, 1).copy_(value)
+        return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1), None
+
+    def _find(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if attention not in self._kept:
+            dim = self.axis + 1
+            shape = (*key.shape[:dim], self.length, *key.shape[dim + 1 :])
+            # Zeros, as what a mask hides must still be finite.
+            self._kept[attention] = key.new_zeros(shape), value.new_zeros(shape)
+        return self._kept[attention]
+
+
+class StaticLineCache(LineCache):
+    """As `LineCache`, for the fastest axis, in tensors whose shape is the same at every position, as compilers want."""
+
+    def __init__(self, axis: int, length: int, device: torch.device):
+        self._positions = torch.arange(length, device=device)
+        self._position = torch.zeros(1, dtype=torch.long, device=device)
+        super().__init__(axis, length)
+
+    @property
+    def position(self) -> int:
+        return int(self._position)
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._position.fill_(position)
+
+    def append(
+        self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Returns whole lines, and a mask (length,) of what has been given."""
+        keys, values = self._find(attention, key, value)
+        keys.index_copy_(self.axis + 1, self._position, key)
+        values.index_copy_(self.axis + 1, self._position, value)
+        return keys, values, self._positions <= self._position

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import nn
+
+from modeling_axial.line_cache import LineCache, StaticLineCache
+from tests.test_modeling_axial_decoder import make_model, variants
+from tests.test_sampling import conditions, sample
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_all_positions_so_far_come_back(axis):
+    generator = torch.Generator().manual_seed(0)
+    key, value = torch.randn(2, 2, 5, 3, 4, 6, generator=generator).unbind()
+    length, dim, attention, other = key.shape[axis + 1], axis + 1, nn.Identity(), nn.Identity()
+    cache = LineCache(axis, length)
+    for _ in range(2):  # the second time on new lines
+        for position in range(length):
+            cache.position = position
+            step = [states.narrow(dim, position, 1) for states in (key, value)]
+            keys, values, mask = cache.append(attention, *step)
+            cache.append(other, *(torch.zeros_like(states) for states in step))
+            assert mask is None
+            assert torch.equal(keys, key.narrow(dim, 0, position + 1))
+            assert torch.equal(values, value.narrow(dim, 0, position + 1))
+        key, value = -key, 2 * value
+
+
+def test_static_tensors_and_a_mask_of_what_has_come():
+    key, value = torch.randn(2, 1, 3, 5, 2, 4).unbind()
+    attention, cache = nn.Identity(), StaticLineCache(1, 5, torch.device("cpu"))
+    for position in range(5):
+        cache.position = position
+        keys, values, mask = cache.append(attention, key.narrow(2, position, 1), value.narrow(2, position, 1))
+        assert keys.shape == values.shape == (1, 3, 5, 2, 4) and mask.tolist() == [
+            place <= position for place in range(5)
+        ]
+        assert torch.equal(keys[:, :, mask], key[:, :, : position + 1])
+        assert torch.equal(values[:, :, mask], value[:, :, : position + 1])
+
+
+@variants
+def test_a_step_of_static_shapes_draws_the_same_pixels(monkeypatch, overrides):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
+    model = make_model((4, 5), **{"vocab_size": 17, **overrides})
+    options = conditions(model)
+    shapes = []
+    append = StaticLineCache.append
+
+    def watched(self, attention, key, value):
+        keys, values, mask = append(self, attention, key, value)
+        shapes.append((self.position, keys.shape[self.axis + 1], values.shape[self.axis + 1], mask.tolist()))
+        return keys, values, mask
+
+    monkeypatch.setattr(StaticLineCache, "append", watched)
+    assert torch.equal(sample(model, sampler="compiled", **options), sample(model, **options))
+    assert len(compiled) == model.config.num_grids
+    assert {position for position, *_ in shapes} == set(range(5))
+    for position, keys, values, mask in shapes:
+        assert keys == values == 5 and mask == [index <= position for index in range(5)]
+
+
+# Planted faults: comparisons of samplers can fail
+
+
+def forget_outer_cache(monkeypatch):
+    append = LineCache.append
+
+    def forgetful(self, attention, key, value):
+        keys, values, _ = append(self, attention, key, value)
+        return (key, value, None) if self.axis == 0 else (keys, values, None)
+
+    monkeypatch.setattr(LineCache, "append", forgetful)
+
+
+def forget_inner_cache(monkeypatch):
+    append = LineCache.append
+
+    def forgetful(self, attention, key, value):
+        keys, values, _ = append(self, attention, key, value)
+        return (key, value, None) if self.axis == 1 else (keys, values, None)
+
+    monkeypatch.setattr(LineCache, "append", forgetful)
+
+
+def read_one_too_few(monkeypatch):
+    append = LineCache.append
+
+    def short(self, attention, key, value):
+        keys, values, _ = append(self, attention, key, value)
+        length = max(1, self.position)
+        return keys.narrow(self.axis + 1, 0, length), values.narrow(self.axis + 1, 0, length), None
+
+    monkeypatch.setattr(LineCache, "append", short)
+
+
+def share_a_cache_between_blocks(monkeypatch):
+    append = LineCache.append
+    monkeypatch.setattr(
+        LineCache,
+        "append",
+        lambda self, attention, key, value: append(self, next(iter(self._kept), attention), key, value),
+    )
+
+
+@pytest.mark.parametrize(
+    "plant", [forget_outer_cache, forget_inner_cache, read_one_too_few, share_a_cache_between_blocks]
+)
+@pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
+def test_a_cache_that_is_wrong_is_seen(monkeypatch, plant, gain):
+    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, gain=gain)
+    expected = sample(model, 4)
+    plant(monkeypatch)
+    assert not torch.equal(sample(model, 4), expected)
+    assert torch.equal(sample(model, 4, sampler="semi_parallel"), expected)
