@@ -40,7 +40,8 @@ def count_encoder_flops(config: AxialConfig) -> int:
 
     embedding = tokens * config.num_channels * prod(config.patch_shape) * hidden_size
     layer = 0
-    for length, points in zip(config.grid_shape, config.inducing_points, strict=True):
+    for axis in config.axes:
+        length, points = axis.length, axis.num_inducing_points
         if points is None:
             layer += attention(4 * tokens, tokens * length)
         else:  # the points, the same for all lines, read their line, and its cells read from them

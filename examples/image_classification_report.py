@@ -108,7 +108,7 @@ def draw_predictions(
                 fontsize=9,
                 parse_math=False,  # a name may hold dollar signs
             )
-    if isinstance(model, AxialForImageClassification) and not any(model.config.inducing_points):
+    if isinstance(model, AxialForImageClassification) and all(axis.mixer == "full" for axis in model.config.axes):
         _draw_attention(bottom, model, torch.stack([dataset[index][0] for index in spread[:: COLUMNS - 3]]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box

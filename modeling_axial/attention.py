@@ -8,8 +8,9 @@ call goes through a fused kernel, masks, causality and dropout exist, and a grid
 accepts is split.
 """
 
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -18,8 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_strict import BlockConfig
+from .layer_context import NO_CONTEXT, LayerContext
 from .masks import clear_masked
-from .position_embeddings import apply_rotary
+from .position_embeddings import line_classes, prepare_line
 
 # CUDA attention kernels put batch and heads on grid dimensions that end at 65,535 (pytorch #142228, #146704).
 MAX_LINES = 65_535
@@ -279,6 +281,7 @@ class AxialAttentionCore(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
         is_causal: bool = False,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -287,12 +290,12 @@ class AxialAttentionCore(nn.Module):
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if output_attentions and interface is sdpa_attention_forward:
             interface = eager_attention_forward
-        output, weights = self._attend(query, key, value, mask, is_causal, interface)
+        output, weights = self._attend(query, key, value, mask, bias, is_causal, interface)
         if output_attentions and weights is None:
-            output, weights = self._attend(query, key, value, mask, is_causal, eager_attention_forward)
+            output, weights = self._attend(query, key, value, mask, bias, is_causal, eager_attention_forward)
         return output, weights if output_attentions else None
 
-    def _attend(self, query, key, value, mask, is_causal, interface):
+    def _attend(self, query, key, value, mask, bias, is_causal, interface):
         return attend_along_axis(
             query,
             key,
@@ -325,21 +328,15 @@ class AxialAttentionProjections(nn.Module):
         self,
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        rotations: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None,
-        output_attentions: bool = False,
-        cache=None,
+        context: LayerContext,
+        positions: Sequence[tuple[Any, Any]] = (),
     ) -> torch.Tensor:
         """
         Args:
             hidden_states: (B, *G, hidden_size), what reads. Broadcast where it has length 1 beside the axis.
             key_value_states: (B, *G, hidden_size), what is read, of another length along the axis or the same.
-            mask: boolean over `key_value_states`, broadcastable to (B, *G); False cells are read by nobody, but must
-                hold finite numbers, as those of a model do.
-            rotations: (cos, sin) of the rotary positions along each axis, as `RotaryPositionEmbedding` gives them.
-            cache: where causal attention that is given one position after the other keeps keys and values: its
-                `append(attention, key, value)` returns those of all positions so far, and a mask over them or None.
-                Used if attention is causal, which then has no other mask.
+            context: its mask is over `key_value_states`.
+            positions: `LinePosition`s of the axis, each with what it has prepared.
         """
         split_heads = (-1, self.head_dim)  # -1: tensor parallelism shards the heads
         query = self.q_proj(hidden_states).unflatten(-1, split_heads)
@@ -349,14 +346,16 @@ class AxialAttentionProjections(nn.Module):
             query = query.expand(*batch_and_grid, -1, -1)
         key = self.k_proj(key_value_states).unflatten(-1, split_heads)
         value = self.v_proj(key_value_states).unflatten(-1, split_heads)
-        if rotations is not None:
-            query = apply_rotary(query, *rotations[self.axis], self.axis)
-            key = apply_rotary(key, *rotations[self.axis], self.axis)
-        is_causal = self.core.is_causal
-        if cache is not None and is_causal:
-            key, value, mask = cache.append(self, key, value)
+        for position, prepared in positions:
+            query, key = position.turn(query, prepared), position.turn(key, prepared)
+        biases = [position.bias(prepared) for position, prepared in positions]
+        biases = [bias for bias in biases if bias is not None]
+        bias = reduce(torch.add, biases) if biases else None
+        mask, is_causal = context.mask, self.core.is_causal
+        if context.cache is not None and is_causal:
+            key, value, mask = context.cache.append(self, key, value)
             is_causal = False  # the query is the newest position, and reads all keys that there are
-        output, _ = self.core(query, key, value, mask, is_causal, output_attentions=output_attentions)
+        output, _ = self.core(query, key, value, mask, bias, is_causal, output_attentions=context.output_attentions)
         return self.o_proj(output.flatten(-2))
 
 
@@ -366,14 +365,27 @@ class AxialSelfAttention(AxialAttentionProjections):
     With `is_causal`, position t of a line reads positions <= t.
     """
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """`mask`, `rotations`, `output_attentions` and `cache` as in `attend`."""
-        return self.attend(hidden_states, hidden_states, **kwargs)
+    def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False):
+        super().__init__(config, axis, is_causal)
+        self.config = config
+        self.description = config.axes[axis]
+        self.positions = nn.ModuleList(kind(config, self.description) for kind in line_classes(self.description))
+
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
+        prepared = (
+            context.positions[self.axis]
+            if context.positions
+            else prepare_line(self.config, self.description, hidden_states)
+        )
+        positions = list(zip(self.positions, prepared, strict=True))
+        return self.attend(hidden_states, hidden_states, context, positions)
 
 
 class AxialCrossAttention(AxialAttentionProjections):
     """Multi-head attention along one grid axis, from one grid to another whose length along that axis may differ."""
 
-    def forward(self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, context: LayerContext = NO_CONTEXT
+    ) -> torch.Tensor:
         """Arguments as in `attend`."""
-        return self.attend(hidden_states, key_value_states, **kwargs)
+        return self.attend(hidden_states, key_value_states, context)

@@ -14,18 +14,20 @@ from .attention import AxialSelfAttention
 from .configuration_axial import AxialConfig
 from .configuration_strict import BlockConfig
 from .feed_forward import FEED_FORWARD_CLASSES
+from .layer_context import NO_CONTEXT, LayerContext
 from .reversible import OneStream, TwoStream
 from .set_attention import InducedAxialAttention
 
 logger = logging.get_logger(__name__)
 
 
+# What mixes the cells of an axis: classes made of (config, axis), that take (hidden_states, context).
+MIXER_CLASSES: dict[str, type[nn.Module]] = {"full": AxialSelfAttention, "induced": InducedAxialAttention}
+
+
 def make_axes(config: AxialConfig) -> nn.ModuleList:
-    """What mixes each axis: induced set attention where the axis has inducing points, full attention elsewhere."""
-    return nn.ModuleList(
-        AxialSelfAttention(config, axis) if points is None else InducedAxialAttention(config, axis, points)
-        for axis, points in enumerate(config.inducing_points)
-    )
+    """The mixers of all axes, as the configuration describes them."""
+    return nn.ModuleList(MIXER_CLASSES[axis.mixer](config, axis.axis) for axis in config.axes)
 
 
 class SummedAxialAttention(nn.Module):
@@ -37,9 +39,9 @@ class SummedAxialAttention(nn.Module):
         self.axes = make_axes(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         normalised = self.norm(hidden_states)
-        return reduce(torch.add, (self.dropout(attention(normalised, **kwargs)) for attention in self.axes))
+        return reduce(torch.add, (self.dropout(attention(normalised, context)) for attention in self.axes))
 
 
 class SequentialAxialAttention(nn.Module):
@@ -57,10 +59,10 @@ class SequentialAxialAttention(nn.Module):
         self.axes = make_axes(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         updates = []
         for norm, attention in zip(self.norms, self.axes, strict=True):
-            updates.append(self.dropout(attention(norm(hidden_states), **kwargs)))
+            updates.append(self.dropout(attention(norm(hidden_states), context)))
             hidden_states = hidden_states + updates[-1]
         return reduce(torch.add, updates)
 
@@ -74,8 +76,8 @@ class OneAxisAttention(nn.Module):
         self.attention = AxialSelfAttention(config, axis, is_causal)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        return self.dropout(self.attention(self.norm(hidden_states), **kwargs))
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
+        return self.dropout(self.attention(self.norm(hidden_states), context))
 
     @property
     def last_projection(self) -> nn.Module:
@@ -114,22 +116,20 @@ class ResidualPair(GradientCheckpointingLayer):
         self,
         *streams: torch.Tensor,
         executor,
-        mask: torch.Tensor | None = None,
+        context: LayerContext = NO_CONTEXT,
         output_hidden_states: bool = False,
-        **kwargs,
     ):
-        """One stream (B, *grid, hidden_size): returns the new stream. `mask`: boolean (B, *grid), False cells are read
-        by no other.
+        """One stream (B, *grid, hidden_size): returns the new stream.
 
         Two streams: returns (mean of the new streams or None, the two new streams). The mean stands first because
         that is where transformers records hidden states, and is only computed when they are asked for.
         """
 
         def attention(hidden_states: torch.Tensor) -> torch.Tensor:
-            return self.attention(hidden_states, mask=mask, **kwargs)
+            return self.attention(hidden_states, context)
 
         def feed_forward(hidden_states: torch.Tensor) -> torch.Tensor:
-            return self.feed_forward(hidden_states, mask)
+            return self.feed_forward(hidden_states, context.mask)
 
         streams = executor.couple(attention, feed_forward, *streams)
         if len(streams) == 1:
@@ -138,9 +138,13 @@ class ResidualPair(GradientCheckpointingLayer):
 
 
 def run_layers(
-    layers: nn.ModuleList, executor_class: type[OneStream] | type[TwoStream], hidden_states: torch.Tensor, **kwargs
+    layers: nn.ModuleList,
+    executor_class: type[OneStream] | type[TwoStream],
+    hidden_states: torch.Tensor,
+    context: LayerContext = NO_CONTEXT,
+    output_hidden_states: bool = False,
 ) -> torch.Tensor:
-    """(B, *grid, hidden_size) through a chain of `ResidualPair`s, which get `kwargs`; the same shape out.
+    """(B, *grid, hidden_size) through a chain of `ResidualPair`s, which share `context`; the same shape out.
 
     `executor_class`: of `reversible.py`. Where layers are checkpointed, the one that stores activations stands in for
     one that rebuilds them: checkpointing keeps the streams between the layers, so that nothing is left to rebuild.
@@ -155,7 +159,7 @@ def run_layers(
     executor = executor_class()
     streams = executor.enter(hidden_states)
     for layer in layers:
-        output = layer(*streams, executor=executor, **kwargs)
+        output = layer(*streams, executor=executor, context=context, output_hidden_states=output_hidden_states)
         streams = output[1:] if isinstance(output, tuple) else (output,)
     return executor.leave(*streams)
 

@@ -1,11 +1,12 @@
 """Configuration of the axial encoder models (`AxialModel` and its heads)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_strict import (
+    AxisDescription,
     DerivedInt,
     StrictConfig,
     activation_name,
@@ -16,6 +17,7 @@ from .configuration_strict import (
     positive_lengths,
     positive_number,
     probability,
+    sums_of_names,
 )
 
 # How each kind of feed-forward is split over ranks; convolutions stay whole.
@@ -24,6 +26,15 @@ FEED_FORWARD_TP_PLANS = {
     "gated_mlp": {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"},
     "convolution": {},
 }
+
+
+# Where the projections of each kind of mixer lie.
+MIXER_PARTS = [("full", ""), ("induced", "gather."), ("induced", "scatter.")]
+
+FIELDS_PER_AXIS = ("position_embedding", "num_inducing_points")
+
+# What `position_embedding` takes. Code that adds a kind to `POSITION_KINDS` adds its name here.
+POSITION_NAMES = {"none", "learned", "rotary", "relative"}
 
 
 @strict
@@ -46,9 +57,10 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             layer reaches the full grid. `"sum"`: all axes read the same input, one layer reaches the cross.
         feed_forward (`"mlp"`, `"gated_mlp"` or `"convolution"`, defaults to `"mlp"`):
             `"convolution"` is the seed's: 3-wide convolution up, activation, 3-wide convolution back (1 to 3 axes).
-        position_embedding (`"learned"`, `"rotary"` or `"none"`, defaults to `"learned"`):
+        position_embedding (`str` or one `str` per axis, defaults to `"learned"`):
             `"learned"`: one additive table per axis, interpolated to other sizes. `"rotary"`: rotation by the 1-D
-            position along the attended axis.
+            position along the attended axis. `"relative"`: a learned bias per layer, head and distance along the
+            attended axis. `"none"`. Or several at once, such as `"learned+relative"`.
         rope_theta (`float`, defaults to 10000.0):
             Base of the rotary wavelengths, which run from 2π to about 2π·rope_theta tokens.
         num_inducing_points (`int`, or one `int` or `None` per axis, *optional*):
@@ -89,7 +101,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     hidden_act: str = activation_name(default="gelu")
     attention_mode: Literal["sequential", "sum"] = "sequential"
     feed_forward: Literal["mlp", "gated_mlp", "convolution"] = "mlp"
-    position_embedding: Literal["learned", "rotary", "none"] = "learned"
+    position_embedding: str | list[str] | tuple[str, ...] = sums_of_names(default="learned")
     rope_theta: float | int = positive_number(default=10000.0)
     num_inducing_points: int | None | list[int | None] | tuple[int | None, ...] = positive_ints_or_none(default=None)
     pooling: Literal["mean", "attention"] = "mean"
@@ -122,11 +134,28 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
         """Pixels of the native image along each axis, slow to fast."""
         return (self.image_size,) * self.num_axes if isinstance(self.image_size, int) else tuple(self.image_size)
 
+    def _per_axis(self, name: str) -> tuple[Any, ...]:
+        """The values of a field that has one for all axes, or one for each."""
+        value = getattr(self, name)
+        return tuple(value) if isinstance(value, list) else (value,) * self.num_axes
+
     @property
-    def inducing_points(self) -> tuple[int | None, ...]:
-        """Number of inducing points of each axis, slow to fast; None for full attention."""
-        points = self.num_inducing_points
-        return tuple(points) if isinstance(points, list | tuple) else (points,) * self.num_axes
+    def axes(self) -> tuple[AxisDescription, ...]:
+        """The axes, slow to fast, each with its own value of the fields that may have one per axis."""
+        fields = zip(
+            self.grid_shape, self._per_axis("position_embedding"), self._per_axis("num_inducing_points"), strict=True
+        )
+        return tuple(
+            AxisDescription(
+                axis=axis,
+                length=length,
+                positions=tuple(names.split("+")),
+                rope_theta=self.rope_theta,
+                mixer="full" if points is None else "induced",
+                num_inducing_points=points,
+            )
+            for axis, (length, names, points) in enumerate(fields)
+        )
 
     @property
     def pooled_size(self) -> int:
@@ -142,9 +171,10 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     def base_model_tp_plan(self) -> dict[str, str]:  # pyrefly: ignore[bad-override]  it depends on the fields
         """How tensor parallelism splits the layers: attention by heads, the feed-forward by its inner width."""
         attention = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
-        parts = [""] if None in self.inducing_points else []
-        if any(self.inducing_points):
-            parts += ["gather.", "scatter."]
+        mixers = {axis.mixer for axis in self.axes}
+        if any("relative" in axis.positions for axis in self.axes):
+            mixers.discard("full")  # stays whole, as each rank would need the table of its own heads
+        parts = [part for mixer, part in MIXER_PARTS if mixer in mixers]
         plan = {f"attention.axes.*.{part}{name}": style for part in parts for name, style in attention.items()}
         plan |= {f"feed_forward.net.{name}": style for name, style in FEED_FORWARD_TP_PLANS[self.feed_forward].items()}
         return {f"layers.*.{name}": style for name, style in plan.items()}
@@ -180,13 +210,31 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size} along every axis."
             )
-        if len(self.inducing_points) != self.num_axes:
-            raise ValueError(
-                f"num_inducing_points={self.num_inducing_points} must be one number, or one for each of the "
-                f"{self.num_axes} axes of patch_size={self.patch_size}."
-            )
-        if self.position_embedding == "rotary" and self.head_dim % 2:
-            raise ValueError(f'position_embedding="rotary" rotates pairs: head_dim={self.head_dim} must be even.')
+        for name in FIELDS_PER_AXIS:
+            if len(self._per_axis(name)) != self.num_axes:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be one value, or one for each of the {self.num_axes} axes of "
+                    f"patch_size={self.patch_size}."
+                )
+        for axis in self.axes:
+            unknown = [name for name in axis.positions if name not in POSITION_NAMES]
+            if unknown:
+                raise ValueError(
+                    f"position_embedding={self.position_embedding!r}: {unknown[0]!r} is none of "
+                    f"{', '.join(sorted(POSITION_NAMES))}."
+                )
+            repeated = len(set(axis.positions)) < len(axis.positions)
+            if repeated or ("none" in axis.positions and axis.positions != ("none",)):
+                raise ValueError(
+                    f'position_embedding={self.position_embedding!r} must name each kind once, and "none" alone.'
+                )
+            if axis.mixer == "induced" and "relative" in axis.positions:
+                raise ValueError(
+                    f'position_embedding="relative" needs scores between cells, but axis {axis.axis} has '
+                    f"num_inducing_points={axis.num_inducing_points}."
+                )
+            if "rotary" in axis.positions and self.head_dim % 2:
+                raise ValueError(f'position_embedding="rotary" rotates pairs: head_dim={self.head_dim} must be even.')
         if self.feed_forward == "convolution" and self.num_axes > 3:
             raise ValueError(
                 f'feed_forward="convolution" exists for 1 to 3 axes, patch_size={self.patch_size} has '

@@ -5,6 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import as_validated_field, strict
 
 from .configuration_strict import (
+    AxisDescription,
     DerivedInt,
     StrictConfig,
     activation_name,
@@ -111,6 +112,11 @@ class AxialDecoderConfig(StrictConfig):
         # A level of one channel would cost its blocks and learn nothing.
         nested = self.channel_order == "nested" and self.num_channels > 1
         return (self.num_channels, *self.image_size) if nested else tuple(self.image_size)
+
+    @property
+    def axes(self) -> tuple[AxisDescription, ...]:
+        """The axes of a token grid, slow to fast."""
+        return tuple(AxisDescription(axis, length) for axis, length in enumerate(self.grid_shape))
 
     @property
     def num_class_embeddings(self) -> int:

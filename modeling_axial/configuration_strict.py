@@ -4,9 +4,10 @@ import difflib
 import inspect
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -49,6 +50,13 @@ def positive_ints_or_none(value: int | None | list[int | None] | tuple[int | Non
     values = value if isinstance(value, list | tuple) else [value]
     if len(values) == 0 or any(number is not None and number < 1 for number in values):
         raise ValueError(f"must be one number, or one per axis (slow to fast), each at least 1 or None, got {value}")
+
+
+@as_validated_field
+def sums_of_names(value: str | list[str] | tuple[str, ...]) -> None:
+    values = value if isinstance(value, list | tuple) else [value]
+    if len(values) == 0 or not all(re.fullmatch(r"\w+(\+\w+)*", names) for names in values):
+        raise ValueError(f'must be names joined by "+", or one such text per axis (slow to fast), got {value!r}')
 
 
 @as_validated_field
@@ -242,6 +250,18 @@ class StrictConfig(PreTrainedConfig):
         return known | dict.fromkeys(self._derived)
 
 
+@dataclass(frozen=True)
+class AxisDescription:
+    """One axis of the grid: all that its layers read of what may differ from axis to axis."""
+
+    axis: int
+    length: int  # in tokens, of the native grid
+    positions: tuple[str, ...] = ("learned",)  # names of `POSITION_KINDS`
+    rope_theta: float = 10000.0
+    mixer: str = "full"  # a name of `MIXER_CLASSES`
+    num_inducing_points: int | None = None
+
+
 class BlockConfig(Protocol):
     """What a block and its parts read of a configuration, of whatever model type."""
 
@@ -256,6 +276,11 @@ class BlockConfig(Protocol):
     @property
     def grid_shape(self) -> tuple[int, ...]:
         """Tokens of the native grid along each axis, slow to fast."""
+        ...
+
+    @property
+    def axes(self) -> tuple[AxisDescription, ...]:
+        """The axes of the grid, slow to fast."""
         ...
 
     @property

@@ -1,5 +1,7 @@
 """AxialModel: pixels to a grid of features, through layers of attention along one axis at a time."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -12,10 +14,11 @@ from .attention import AxialAttentionCore
 from .axial_layer import AxialLayer, run_layers
 from .configuration_axial import AxialConfig
 from .forward_keywords import records_outputs, refuse_unknown_keywords
+from .layer_context import LayerContext
 from .masks import grid_mask
 from .patch_embeddings import AxialPatchEmbeddings
 from .pooling import POOLING_CLASSES, AttentionPooling
-from .position_embeddings import LearnedPositionEmbedding, RotaryPositionEmbedding
+from .position_embeddings import GridPosition, LinePosition, check_position_ids, make_grid_positions, prepare_line
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
 from .set_attention import InducedAxialAttention
@@ -39,19 +42,29 @@ def _files_that_travel():
 
 
 class AxialEmbeddings(nn.Module):
-    """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size). `mask`: boolean (B, *grid)."""
+    """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size).
+
+    `mask`: boolean (B, *grid). `positions`: for each axis (1 or B, length), in cells of the native grid.
+    """
 
     def __init__(self, config: AxialConfig):
         super().__init__()
         self.patch_embeddings = AxialPatchEmbeddings(config)
-        learned = config.position_embedding == "learned"
-        self.position_embeddings = LearnedPositionEmbedding(config) if learned else None
+        positions = make_grid_positions(config)
+        for module in positions:
+            self.add_module(module.name_in_embeddings, module)
+        self.position_names = [module.name_in_embeddings for module in positions]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        positions: tuple[torch.Tensor, ...] | None = None,
+    ) -> torch.Tensor:
         hidden_states = self.patch_embeddings(pixel_values, mask)
-        if self.position_embeddings is not None:
-            hidden_states = self.position_embeddings(hidden_states, mask)
+        for name in self.position_names:
+            hidden_states = self.get_submodule(name)(hidden_states, mask, positions)
         return self.dropout(hidden_states)
 
 
@@ -73,7 +86,7 @@ class AxialPreTrainedModel(CodeCarryingModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, LearnedPositionEmbedding):
+        if isinstance(module, GridPosition | LinePosition):
             for table in module.parameters(recurse=False):
                 init.trunc_normal_(table, std=self.config.initializer_range)
         elif isinstance(module, InducedAxialAttention):
@@ -92,8 +105,6 @@ class AxialModel(AxialPreTrainedModel):
         super().__init__(config)
         self.executor_class = RebuiltTwoStream if config.reversible else OneStream
         self.embeddings = AxialEmbeddings(config)
-        rotary = config.position_embedding == "rotary"
-        self.rotary_embedding = RotaryPositionEmbedding(config) if rotary else None
         self.layers = nn.ModuleList(AxialLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = POOLING_CLASSES[config.pooling](config)
@@ -106,7 +117,8 @@ class AxialModel(AxialPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        position_ids: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> BaseModelOutputWithPooling:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
@@ -116,6 +128,11 @@ class AxialModel(AxialPreTrainedModel):
             NaN included, nothing reads. Learned positions are those of the smallest box around the cells in use of each
             sample, so that a padded picture gives what it gives alone. Booleans, or numbers that are exactly 0 or 1;
             compiled and exported code takes booleans and integers.
+        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+            Where the cells lie along the axis, in cells, whole or not: those of a crop or tile in a larger grid,
+            irregular times, latitudes. Learned tables are read at these cells of the native grid, and at their ends
+            beyond it; a mask then moves nothing. Rotary and relative positions take any numbers. By default cells are
+            counted from 0, and learned tables spread over the grid.
 
         Returns `last_hidden_state` `(batch_size, *grid, hidden_size)` and `pooler_output` `(batch_size, hidden_size)`,
         its mean over the grid (or what `pooling="attention"` makes of it).
@@ -127,11 +144,17 @@ class AxialModel(AxialPreTrainedModel):
         the points read and what the cells read from them.
         """
         refuse_unknown_keywords(self, kwargs)
-        mask = None
-        if attention_mask is not None:
-            mask = grid_mask(attention_mask, self.embeddings.patch_embeddings.batch_and_grid(pixel_values))
-        hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask))
-        rotations = None if self.rotary_embedding is None else self.rotary_embedding(hidden_states)
+        batch_and_grid = self.embeddings.patch_embeddings.batch_and_grid(pixel_values)
+        mask = None if attention_mask is None else grid_mask(attention_mask, batch_and_grid)
+        positions = None
+        if position_ids is not None:
+            dtype = self.embeddings.patch_embeddings.projection.bias.dtype
+            positions = check_position_ids(position_ids, batch_and_grid, dtype, pixel_values.device)
+        hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask, positions))
+        prepared = tuple(
+            prepare_line(self.config, axis, hidden_states, None if positions is None else positions[axis.axis])
+            for axis in self.config.axes
+        )
         output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
 
@@ -139,10 +162,8 @@ class AxialModel(AxialPreTrainedModel):
             self.layers,
             self.executor_class,
             hidden_states,
+            LayerContext(mask, prepared, output_attentions=bool(output_attentions)),
             output_hidden_states=bool(output_hidden_states),
-            mask=mask,
-            rotations=rotations,
-            output_attentions=bool(output_attentions),
         )
         last_hidden_state = self.norm(hidden_states)
         return BaseModelOutputWithPooling(

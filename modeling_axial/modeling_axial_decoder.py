@@ -28,6 +28,8 @@ from .axial_layer import AxialBlock, run_layers
 from .configuration_axial_decoder import AxialDecoderConfig
 from .forward_keywords import records_outputs
 from .grid import neighbourhoods, shift
+from .layer_context import LayerContext
+from .line_cache import LineCache
 from .position_embeddings import LearnedPositionEmbedding
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
@@ -48,10 +50,13 @@ class AxialStack(nn.Module):
         for branch in (branch for block in self.blocks for branch in block.children()):
             branch.last_projection.initial_gain = 1e-10  # pyrefly: ignore  residual branches start at about zero
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """`kwargs`: what blocks take. With a `cache`, as in `AxialSelfAttention`, `hidden_states` is the next position
+    def forward(
+        self, hidden_states: torch.Tensor, cache: LineCache | None = None, output_attentions=False, **kwargs
+    ) -> torch.Tensor:
+        """`kwargs`: what blocks take. With a `cache`, as in `LayerContext`, `hidden_states` is the next position
         along the causal axis."""
-        return run_layers(self.blocks, self.executor_class, hidden_states, **kwargs)
+        context = LayerContext(cache=cache, output_attentions=output_attentions)
+        return run_layers(self.blocks, self.executor_class, hidden_states, context, **kwargs)
 
 
 class AxialExteriorEncoder(nn.Module):
@@ -61,7 +66,7 @@ class AxialExteriorEncoder(nn.Module):
         super().__init__()
         num_axes = len(config.image_size)
         self.projection = nn.Linear(config.num_exterior_channels * 3**num_axes, config.hidden_size)
-        self.position_embeddings = LearnedPositionEmbedding(config, config.image_size)
+        self.position_embeddings = LearnedPositionEmbedding(config, grid_shape=config.image_size)
         self.stack = AxialStack(config, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
 
     def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None, **kwargs) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Task heads on AxialModel."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -52,7 +54,8 @@ class AxialForImageClassification(AxialPreTrainedModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        position_ids: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> ImageClassifierOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
@@ -62,9 +65,11 @@ class AxialForImageClassification(AxialPreTrainedModel):
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Class indices in `[0, num_labels)`: cross-entropy loss. With `num_labels == 1`: numbers, squared error. Of
             shape `(batch_size, num_labels)`, 0 or 1: several classes at once, binary cross-entropy.
+        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+            Where the cells lie along the axis, in cells; see [`AxialModel`].
         """
         refuse_unknown_keywords(self, kwargs)
-        outputs = self.axial(pixel_values, attention_mask=attention_mask, **kwargs)
+        outputs = self.axial(pixel_values, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
@@ -100,19 +105,22 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        position_ids: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> BackboneOutput:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
             One picture, clip or volume each; any size that `patch_size` divides.
         attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
             True (or 1) for cells to use, False for padding.
+        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+            Where the cells lie along the axis, in cells; see [`AxialModel`].
 
         Returns `feature_maps`, one `(batch_size, hidden_size, *grid)` for each of `out_features`: the hidden state
         after that layer under the final norm of the trunk, channels first.
         """
         refuse_unknown_keywords(self, kwargs)
-        outputs = self.axial(pixel_values, attention_mask=attention_mask, **kwargs)
+        outputs = self.axial(pixel_values, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         states = dict(zip(self.stage_names, outputs.hidden_states, strict=True))
         return BackboneOutput(
             feature_maps=tuple(self.axial.norm(states[stage]).movedim(-1, 1) for stage in self.out_features),

@@ -9,6 +9,7 @@ from torch import nn
 from .attention import AxialCrossAttention
 from .configuration_axial import AxialConfig
 from .feed_forward import AxialMLP
+from .layer_context import LayerContext
 from .masks import clear_masked
 
 
@@ -57,7 +58,7 @@ class AttentionPooling(nn.Module):
         mask = None if mask is None else mask.flatten(1)
         cells = clear_masked(hidden_states.flatten(1, -2), mask)
         seeds = self.seeds[None]
-        pooled = seeds + self.attention(self.seeds_norm(seeds), cells, mask=mask)
+        pooled = seeds + self.attention(self.seeds_norm(seeds), cells, LayerContext(mask=mask))
         pooled = pooled + self.mlp(self.mlp_norm(pooled))
         return self.norm(pooled).flatten(1)
 

@@ -1,38 +1,95 @@
-"""Where a token is: learned tables per axis, or rotations by the 1-D position along the attended axis."""
+"""Where a token is. A kind of position is added to the grid, turns queries and keys, or biases the scores.
+
+A kind that acts on the grid before the first layer is a `GridPosition`, one that attention along an axis reads a
+`LinePosition`; `POSITION_KINDS` names them. Positions are counted in cells, and may come from outside of the model.
+"""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from .configuration_axial import AxialConfig
-from .configuration_strict import BlockConfig
+from .configuration_strict import AxisDescription, BlockConfig
 from .masks import bounding_box
 
 
-class LearnedPositionEmbedding(nn.Module):
+class GridPosition(nn.Module):
+    """Base of a kind of position that changes the embedded grid, along the axes that have it."""
+
+    name_in_embeddings: ClassVar[str]  # of the module, and so of its parameters
+
+    def __init__(self, config: BlockConfig, axes: Sequence[int]):
+        super().__init__()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        positions: tuple[torch.Tensor, ...] | None = None,
+    ) -> torch.Tensor:
+        """(B, *grid, hidden_size) -> the same shape, for any grid lengths.
+
+        `mask`: boolean (B, *grid). `positions`: for each axis (1 or B, length), in cells of the native grid.
+        """
+        raise NotImplementedError
+
+
+class LinePosition(nn.Module):
+    """Base of a kind of position that attention along an axis reads. Each part does nothing unless a class says so."""
+
+    def __init__(self, config: BlockConfig, axis: AxisDescription):
+        super().__init__()
+
+    @staticmethod
+    def prepare(config: BlockConfig, axis: AxisDescription, positions: torch.Tensor) -> Any:
+        """What all layers share, made once per forward pass of the positions (1 or B, length) of the cells."""
+        return None
+
+    def turn(self, states: torch.Tensor, prepared: Any) -> torch.Tensor:
+        """Queries or keys (B, *grid, heads, head_dim) -> the same shape."""
+        return states
+
+    def bias(self, prepared: Any) -> torch.Tensor | None:
+        """What is added to the scores: (1 or B, heads, queries, keys), or None."""
+        return None
+
+
+class LearnedPositionEmbedding(GridPosition):
     """Adds one learned vector per axis and coordinate: h[i, j, ...] + axis_0[i] + axis_1[j] + ...
 
-    The tables `axis_0`, `axis_1`, ... are (length of the native grid, hidden_size), and are spread over the grid at
-    hand, or, under a mask, over the bounding box of the cells in use of each sample: a padded picture has the positions
-    that it has alone, wherever it lies. At native size a cell gets its row exactly, elsewhere a linear mix of two.
+    The tables `axis_0`, `axis_1`, ... are (length of the native grid, hidden_size). Positions from outside are rows of
+    them, and are clamped at their ends. Without, the tables are spread over the grid at hand, or, under a mask, over
+    the bounding box of the cells in use of each sample: a padded picture has the positions that it has alone, wherever
+    it lies. At native size a cell gets its row exactly, elsewhere a linear mix of two.
 
-    `grid_shape`: the native grid, if it is not that of `config`.
+    `axes`: those that have a table, all by default. `grid_shape`: the native grid, if it is not that of `config`.
     """
 
-    def __init__(self, config: BlockConfig, grid_shape: Sequence[int] | None = None):
-        super().__init__()
-        for axis, length in enumerate(config.grid_shape if grid_shape is None else grid_shape):
-            self.register_parameter(f"axis_{axis}", nn.Parameter(torch.empty(length, config.hidden_size)))
+    name_in_embeddings = "position_embeddings"
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, *grid, hidden_size) -> the same shape, for any grid lengths. `mask`: boolean (B, *grid)."""
+    def __init__(self, config: BlockConfig, axes: Sequence[int] | None = None, grid_shape: Sequence[int] | None = None):
+        grid_shape = config.grid_shape if grid_shape is None else grid_shape
+        axes = range(len(grid_shape)) if axes is None else axes
+        super().__init__(config, axes)
+        self.axes = tuple(axes)
+        for axis in self.axes:
+            table = nn.Parameter(torch.empty(grid_shape[axis], config.hidden_size))
+            self.register_parameter(f"axis_{axis}", table)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        positions: tuple[torch.Tensor, ...] | None = None,
+    ) -> torch.Tensor:
         grid_shape = hidden_states.shape[1:-1]
-        boxes = [(0, length) for length in grid_shape] if mask is None else bounding_box(mask)
-        for axis, (length, box) in enumerate(zip(grid_shape, boxes, strict=True)):
+        boxes = [(0, length) for length in grid_shape] if mask is None or positions else bounding_box(mask)
+        for axis in self.axes:
             # Not get_parameter, which refuses the plain tensors that functional_call puts in place of parameters.
-            table = getattr(self, f"axis_{axis}")
-            vectors = read_table(table, spread_over(*box, length, table))
+            table, length = getattr(self, f"axis_{axis}"), grid_shape[axis]
+            rows = positions[axis] if positions else spread_over(*boxes[axis], length, table)
+            vectors = read_table(table, rows)
             axes_after = [1] * (len(grid_shape) - axis - 1)
             hidden_states = hidden_states + vectors.view(-1, *[1] * axis, length, *axes_after, vectors.shape[-1])
         return hidden_states
@@ -46,8 +103,7 @@ def spread_over(
     Cell i lies at (i - first + 1/2) · rows / extent - 1/2: centres of cells on centres of rows. `first` and `extent`
     are numbers, or (B, 1); returns (1 or B, length), in rows, at least float32.
     """
-    options = {"dtype": torch.promote_types(table.dtype, torch.float32), "device": table.device}
-    cells = torch.arange(length, **options)[None]
+    cells = count_cells(length, table)
     if isinstance(extent, torch.Tensor):  # of integers, whose quotients are float32
         extent = extent.to(cells)
     return (cells - first + 0.5) * (table.shape[0] / extent) - 0.5
@@ -72,36 +128,138 @@ def resample_table(table: torch.Tensor, length: int) -> torch.Tensor:
     return read_table(table, spread_over(0, length, length, table))[0]
 
 
-class RotaryPositionEmbedding(nn.Module):
-    """Angles of the rotary embedding (Su et al. 2021, arXiv 2104.09864), one set per axis.
+class RotaryPosition(LinePosition):
+    """The rotary embedding (Su et al. 2021, arXiv 2104.09864).
 
-    Position p turns the pair of channels k by p · rope_theta ** (-2k / head_dim) radians. Attention along an axis then
-    depends on the distance along that axis. Computed in forward: no buffer to lose on the meta device.
+    Position p turns the pair of channels k by p · rope_theta ** (-2k / head_dim) radians, so that scores depend on
+    distances along the axis. Computed in forward: no buffer to lose on the meta device.
     """
 
-    def __init__(self, config: AxialConfig):
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.rope_theta = config.rope_theta
+    def __init__(self, config: BlockConfig, axis: AxisDescription):
+        super().__init__(config, axis)
+        self.axis = axis.axis
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """(B, *grid, hidden_size) -> for each axis (cos, sin), each (axis length, head_dim), at least float32."""
-        options = {
-            "dtype": torch.promote_types(hidden_states.dtype, torch.float32),
-            "device": hidden_states.device,
-        }
-        frequencies = self.rope_theta ** -(torch.arange(0, self.head_dim, 2, **options) / self.head_dim)
-        rotations = []
-        for length in hidden_states.shape[1:-1]:
-            angles = torch.arange(length, **options)[:, None] * frequencies
-            angles = torch.cat((angles, angles), dim=-1)
-            rotations.append((angles.cos(), angles.sin()))
-        return tuple(rotations)
+    @staticmethod
+    def prepare(
+        config: BlockConfig, axis: AxisDescription, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin), each (1 or B, length, head_dim)."""
+        pairs = torch.arange(0, config.head_dim, 2, dtype=positions.dtype, device=positions.device)
+        angles = positions[..., None] * axis.rope_theta ** -(pairs / config.head_dim)
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+    def turn(self, states: torch.Tensor, prepared: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        cos, sin = prepared
+        return apply_rotary(states, cos, sin, self.axis)
 
 
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int) -> torch.Tensor:
-    """Turns queries or keys (B, *grid, heads, head_dim) by their position along `axis`; cos, sin (length, head_dim)."""
+    """Turns queries or keys (B, *grid, heads, head_dim) by their positions along `axis`; cos, sin (1 or B, length,
+    head_dim)."""
     over_faster_axes_and_heads = [1] * (states.dim() - axis - 3)
-    cos, sin = (table.view(table.shape[0], *over_faster_axes_and_heads, -1) for table in (cos, sin))
+    cos, sin = (
+        table.view(table.shape[0], *[1] * axis, table.shape[1], *over_faster_axes_and_heads, -1) for table in (cos, sin)
+    )
     first, second = states.chunk(2, dim=-1)
     return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
+
+
+class RelativePosition(LinePosition):
+    """A learned number per head and distance, added to the scores (Shaw et al. 2018, arXiv 1803.02155; this form: Liu
+    et al. 2021, arXiv 2103.14030).
+
+    Row r of `table` (2 · length - 1, heads), with the length of the native axis, belongs to the distance r + 1 - length
+    from key to query. Larger distances have that of the largest, others than whole ones a linear mix of two.
+    """
+
+    def __init__(self, config: BlockConfig, axis: AxisDescription):
+        super().__init__(config, axis)
+        self.table = nn.Parameter(torch.empty(2 * axis.length - 1, config.num_attention_heads))
+
+    @staticmethod
+    def prepare(config: BlockConfig, axis: AxisDescription, positions: torch.Tensor) -> torch.Tensor:
+        """The rows of the pairs: (1 or B, queries, keys)."""
+        return positions[:, :, None] - positions[:, None, :] + (axis.length - 1)
+
+    def bias(self, prepared: torch.Tensor) -> torch.Tensor:
+        return read_table(self.table, prepared).movedim(-1, 1)
+
+
+class PositionKind(NamedTuple):
+    """What a name in `position_embedding` stands for."""
+
+    grid: type[GridPosition] | None = None
+    line: type[LinePosition] | None = None
+
+
+POSITION_KINDS = {
+    "none": PositionKind(),
+    "learned": PositionKind(grid=LearnedPositionEmbedding),
+    "rotary": PositionKind(line=RotaryPosition),
+    "relative": PositionKind(line=RelativePosition),
+}
+
+
+def make_grid_positions(config: BlockConfig) -> list[GridPosition]:
+    """The kinds of position of a grid, each over the axes that have it."""
+    axes_of: dict[type[GridPosition], list[int]] = {}
+    for axis in config.axes:
+        for kind in (POSITION_KINDS[name].grid for name in axis.positions):
+            if kind is not None:
+                axes_of.setdefault(kind, []).append(axis.axis)
+    return [kind(config, axes) for kind, axes in axes_of.items()]
+
+
+def line_classes(axis: AxisDescription) -> list[type[LinePosition]]:
+    """The kinds of position that attention along an axis reads."""
+    return [kind for kind in (POSITION_KINDS[name].line for name in axis.positions) if kind is not None]
+
+
+def prepare_line(
+    config: BlockConfig, axis: AxisDescription, hidden_states: torch.Tensor, positions: torch.Tensor | None = None
+) -> tuple[Any, ...]:
+    """What the `LinePosition`s of an axis prepare for a grid (B, *grid, hidden_size).
+
+    `positions`: (1 or B, length), in cells; counted from 0 if not given.
+    """
+    classes = line_classes(axis)
+    if not classes:
+        return ()
+    if positions is None:
+        positions = count_cells(hidden_states.shape[axis.axis + 1], hidden_states)
+    return tuple(kind.prepare(config, axis, positions) for kind in classes)
+
+
+def count_cells(length: int, states: torch.Tensor) -> torch.Tensor:
+    """0, 1, 2, ... of shape (1, length), on the device of `states`, in at least float32."""
+    return torch.arange(length, dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)[None]
+
+
+def check_position_ids(
+    position_ids: Sequence[torch.Tensor], batch_and_grid: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """Positions from outside, one tensor for each axis, as (1 or B, length), in at least `dtype` and float32.
+
+    Raises:
+        ValueError: unless there is one tensor of real numbers for each axis, (length,) or (B, length).
+    """
+    batch_size, *grid = batch_and_grid
+    if isinstance(position_ids, torch.Tensor) or len(position_ids) != len(grid):
+        raise ValueError(
+            f"position_ids must be a sequence of one tensor for each of the {len(grid)} axes, (length,) or (batch, "
+            f"length), in cells; got {type(position_ids).__name__} of {len(position_ids)}."
+        )
+    positions = []
+    for axis, (given, length) in enumerate(zip(position_ids, grid, strict=True)):
+        if not isinstance(given, torch.Tensor) or given.is_complex() or given.dtype == torch.bool:
+            kind = given.dtype if isinstance(given, torch.Tensor) else type(given).__name__
+            raise ValueError(f"position_ids of axis {axis} must be a tensor of real numbers, got {kind}.")
+        if tuple(given.shape) not in ((length,), (1, length), (batch_size, length)):
+            raise ValueError(
+                f"position_ids of axis {axis} must have shape ({length},) or ({batch_size}, {length}), got "
+                f"{tuple(given.shape)}."
+            )
+        wide = torch.promote_types(torch.promote_types(given.dtype, dtype), torch.float32)
+        positions.append(given.to(device, wide).reshape(-1, length))
+    return tuple(positions)

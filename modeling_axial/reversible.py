@@ -326,12 +326,7 @@ class _State:
             for name, buffer in module._buffers.items()
             if buffer is not None and not buffer.is_inference()
         ]
-        held = [
-            tensor
-            for content in _held(function)
-            for tensor in (content.values() if isinstance(content, dict) else (content,))
-            if isinstance(tensor, Tensor) and not tensor.is_inference()
-        ]
+        held = [tensor for tensor in _tensors(_held(function)) if not tensor.is_inference()]
         # Detached, a tensor has the same memory and version, and keeps no graph.
         self.held = [(tensor.detach(), tensor._version) for tensor in held]
 
@@ -469,6 +464,15 @@ def _modules(function: Residual) -> list[nn.Module]:
                 found[child] = None
                 pending.append(child)
     return pending
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """The tensors in a tensor, or in tuples, lists and dicts of such."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict | list | tuple):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(part)
 
 
 def _held(function: Residual) -> list:

@@ -11,33 +11,32 @@ from torch import nn
 
 from .attention import AxialCrossAttention
 from .configuration_strict import BlockConfig
+from .layer_context import NO_CONTEXT, LayerContext
 
 
 class InducedAxialAttention(nn.Module):
     """Attention along one axis by way of m learned points: (B, *G, hidden_size) -> the same.
 
     p = points + Attention(points, h), then Attention(h, norm(p)), for each line along the axis: m · L scores instead of
-    L². Without positions on that axis it is equivariant to permutations along it; rotary positions do not apply to it.
+    L². Without positions on that axis it is equivariant to permutations along it; of positions only those added to the
+    grid apply to it.
     """
 
-    def __init__(self, config: BlockConfig, axis: int, num_points: int):
+    def __init__(self, config: BlockConfig, axis: int):
         super().__init__()
         self.axis = axis
+        num_points = config.axes[axis].num_inducing_points
+        if num_points is None:
+            raise ValueError(f"num_inducing_points must be given for axis {axis}, which is None.")
         self.points = nn.Parameter(torch.empty(num_points, config.hidden_size))
         self.points_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gather = AxialCrossAttention(config, axis)
         self.induced_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.scatter = AxialCrossAttention(config, axis)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        rotations: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None,
-        output_attentions: bool = False,
-    ) -> torch.Tensor:
-        """`mask`: boolean (B, *G), False cells are read by no point. `rotations` is accepted and has no use here."""
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
+        """Cells that are False in the mask are read by no point."""
         faster_axes = [1] * (hidden_states.dim() - self.axis - 3)
         points = self.points.view(*[1] * (self.axis + 1), -1, *faster_axes, self.points.shape[-1])
-        gathered = self.gather(self.points_norm(points), hidden_states, mask=mask, output_attentions=output_attentions)
-        return self.scatter(hidden_states, self.induced_norm(points + gathered), output_attentions=output_attentions)
+        gathered = self.gather(self.points_norm(points), hidden_states, context)
+        return self.scatter(hidden_states, self.induced_norm(points + gathered), context._replace(mask=None))

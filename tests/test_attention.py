@@ -10,7 +10,8 @@ from modeling_axial import attention as attention_module
 from modeling_axial.attention import AxialSelfAttention, axial_attention, eager_attention_forward
 from modeling_axial.axial_layer import ATTENTION_CLASSES
 from modeling_axial.configuration_axial import AxialConfig
-from modeling_axial.position_embeddings import RotaryPositionEmbedding
+from modeling_axial.layer_context import LayerContext
+from modeling_axial.position_embeddings import prepare_line
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -138,7 +139,7 @@ def test_one_axis_equals_torch_multihead_attention():
         theirs.out_proj.bias.copy_(ours.o_proj.bias)
     hidden_states, keep = states(2, 11, 12), states(2, 11, seed=5) > -0.5
     expected, _ = theirs(hidden_states, hidden_states, hidden_states, key_padding_mask=~keep)
-    torch.testing.assert_close(ours(hidden_states, mask=keep), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(hidden_states, LayerContext(mask=keep)), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -411,23 +412,28 @@ def turned(states, axis, rope_theta):
 
 def rotary_attention(grid, axis, **options):
     config = AxialConfig(
-        image_size=list(grid), patch_size=[1] * len(grid), hidden_size=12, num_attention_heads=2, **options
+        image_size=list(grid),
+        patch_size=[1] * len(grid),
+        hidden_size=12,
+        num_attention_heads=2,
+        position_embedding="rotary",
+        **options,
     )
     torch.manual_seed(axis)
     attention = AxialSelfAttention(config, axis).double()
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight.data *= 3  # or the scores are too small for positions to show
-    return attention, RotaryPositionEmbedding(config)
+    return attention
 
 
 @pytest.mark.parametrize("grid", PRIME_GRIDS[:3], ids=str)
 def test_rotary_attention_equals_the_written_out_one_on_every_axis(grid):
     hidden_states, mask = states(2, *grid, 12), states(2, *grid, seed=1) > -1
     for axis in range(len(grid)):
-        attention, embedding = rotary_attention(grid, axis, rope_theta=100)
+        attention = rotary_attention(grid, axis, rope_theta=100)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         query, key, value = (projection(hidden_states).unflatten(-1, (2, 6)).detach() for projection in projections)
-        output = attention(hidden_states, mask=mask, rotations=embedding(hidden_states))
+        output = attention(hidden_states, LayerContext(mask=mask))
         turned_query, turned_key = turned(query, axis, 100), turned(key, axis, 100)
         expected, _ = reference_axial_attention(turned_query, turned_key, value, axis, mask)
         torch.testing.assert_close(output, attention.o_proj(expected.flatten(-2)), rtol=1e-12, atol=1e-12)
@@ -437,19 +443,16 @@ def test_rotary_attention_equals_the_written_out_one_on_every_axis(grid):
 
 @pytest.mark.parametrize("grid", PRIME_GRIDS[:3], ids=str)
 def test_rotary_attention_weights_depend_on_the_distance_only(grid):
-    hidden_states, shifts = states(2, *grid, 12), (0, 4, 101)
+    hidden_states = states(2, *grid, 12)
     for axis in range(len(grid)):
-        attention, embedding = rotary_attention(grid, axis)
-        longer = embedding(torch.zeros((), dtype=torch.float64).expand(1, *(length + 101 for length in grid), 12))
+        attention = rotary_attention(grid, axis)
         weights = []
         attention.core.register_forward_hook(lambda *call, weights=weights: weights.append(call[-1][1]))
-        for shift in shifts:
-            rotations = [
-                (cos[shift : shift + length], sin[shift : shift + length])
-                for (cos, sin), length in zip(longer, grid, strict=True)
-            ]
-            attention(hidden_states, rotations=rotations, output_attentions=True)
-        for shifted in weights[1:]:
+        cells = torch.arange(grid[axis], dtype=torch.float64)[None]
+        for positions in (cells, cells + 4, cells + 101.5, 1.5 * cells):
+            prepared = [()] * len(grid)
+            prepared[axis] = prepare_line(attention.config, attention.description, hidden_states, positions)
+            attention(hidden_states, LayerContext(positions=tuple(prepared), output_attentions=True))
+        for shifted in weights[1:3]:
             torch.testing.assert_close(shifted, weights[0], rtol=1e-11, atol=1e-11)
-        attention(hidden_states, output_attentions=True)
-        assert (weights[-1] - weights[0]).abs().max() > 1e-3  # and they do depend on it
+        assert (weights[3] - weights[0]).abs().max() > 1e-3  # and they do depend on it

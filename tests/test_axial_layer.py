@@ -10,7 +10,8 @@ from modeling_axial.axial_layer import (
     SummedAxialAttention,
     run_layers,
 )
-from modeling_axial.position_embeddings import RotaryPositionEmbedding
+from modeling_axial.layer_context import NO_CONTEXT, LayerContext
+from modeling_axial.position_embeddings import prepare_line
 
 GRIDS = [(7,), (5, 3), (2, 5, 3), (2, 3, 5, 7)]
 HIDDEN = 6
@@ -33,8 +34,12 @@ def make_layer(grid=(5, 3), **overrides):
     for name, parameter in layer.named_parameters():
         if "norm" in name:  # norms start alike, and a wrong one among them would not show
             parameter.data += 0.3 * torch.randn_like(parameter)
-    rotations = RotaryPositionEmbedding(config)(torch.zeros(1, *grid, HIDDEN, dtype=torch.float64))
-    return layer, rotations
+    # Other positions than those that a layer takes by itself.
+    positions = [0.7 * torch.arange(length, dtype=torch.float64)[None] for length in grid]
+    prepared = (
+        prepare_line(config, axis, states(grid), cells) for axis, cells in zip(config.axes, positions, strict=True)
+    )
+    return layer, LayerContext(positions=tuple(prepared))
 
 
 def states(grid=(5, 3), seed=1, batch=2):
@@ -54,18 +59,18 @@ def normalised(norm, hidden_states):
     return centred / deviation * norm.weight + norm.bias
 
 
-def expected_f(layer, hidden_states, **kwargs):
+def expected_f(layer, hidden_states, context=NO_CONTEXT):
     """The attention half of the layer, from its own attentions."""
     attention = layer.attention
     if isinstance(attention, SummedAxialAttention):
-        updates = [along(normalised(attention.norm, hidden_states), **kwargs) for along in attention.axes]
+        updates = [along(normalised(attention.norm, hidden_states), context) for along in attention.axes]
     else:
         updates = []
         for along, norm in zip(attention.axes, attention.norms, strict=True):
             so_far = hidden_states
             for update in updates:
                 so_far = so_far + update
-            updates.append(along(normalised(norm, so_far), **kwargs))
+            updates.append(along(normalised(norm, so_far), context))
     assert len(updates) == hidden_states.dim() - 2
     return torch.stack(updates).sum(0)
 
@@ -111,25 +116,25 @@ def test_classes_of_the_modes(attention_mode):
 @grids
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_half(grid, attention_mode, masked):
-    layer, rotations = make_layer(grid, attention_mode=attention_mode)
-    mask = padding(grid) if masked else None
+    layer, context = make_layer(grid, attention_mode=attention_mode)
+    context = context._replace(mask=padding(grid) if masked else None)
     hidden_states = states(grid)
-    output = layer.attention(hidden_states, mask=mask, rotations=rotations)
-    assert close(output, expected_f(layer, hidden_states, mask=mask, rotations=rotations))
-    # Mask and rotations arrive at every axis.
+    output = layer.attention(hidden_states, context)
+    assert close(output, expected_f(layer, hidden_states, context))
+    # Mask and positions arrive at every axis.
     if len(grid) > 1:
-        assert not close(output, layer.attention(hidden_states, mask=mask, rotations=None))
-        assert not close(output, layer.attention(hidden_states, mask=~padding(grid), rotations=rotations))
+        assert not close(output, layer.attention(hidden_states, context._replace(positions=())))
+        assert not close(output, layer.attention(hidden_states, context._replace(mask=~padding(grid))))
 
 
 @grids
 def test_modes_differ_but_for_one_axis(grid):
-    summed, rotations = make_layer(grid, attention_mode="sum")
+    summed, context = make_layer(grid, attention_mode="sum")
     sequential, _ = make_layer(grid, attention_mode="sequential")
     sequential.attention.axes.load_state_dict(summed.attention.axes.state_dict())
     for norm in sequential.attention.norms:
         norm.load_state_dict(summed.attention.norm.state_dict())
-    outputs = [layer.attention(states(grid), rotations=rotations) for layer in (summed, sequential)]
+    outputs = [layer.attention(states(grid), context) for layer in (summed, sequential)]
     assert close(*outputs) == (len(grid) == 1)
 
 
@@ -146,34 +151,34 @@ def test_feed_forward_half(feed_forward):
 @modes
 @grids
 def test_one_stream(grid, attention_mode):
-    layer, rotations = make_layer(grid, attention_mode=attention_mode)
-    kwargs = {"mask": padding(grid), "rotations": rotations}
+    layer, context = make_layer(grid, attention_mode=attention_mode)
+    context = context._replace(mask=padding(grid))
     x = states(grid)
-    y = x + expected_f(layer, x, **kwargs)
+    y = x + expected_f(layer, x, context)
     y = y + expected_g(layer, y)
     for output_hidden_states in (False, True):
-        output = layer(x, executor=OneStream(), output_hidden_states=output_hidden_states, **kwargs)
+        output = layer(x, executor=OneStream(), context=context, output_hidden_states=output_hidden_states)
         assert isinstance(output, torch.Tensor) and close(output, y)
 
 
 @modes
 @grids
 def test_two_streams(grid, attention_mode):
-    layer, rotations = make_layer(grid, attention_mode=attention_mode)
-    kwargs = {"mask": padding(grid), "rotations": rotations}
+    layer, context = make_layer(grid, attention_mode=attention_mode)
+    context = context._replace(mask=padding(grid))
     x1, x2 = states(grid, seed=3), states(grid, seed=4)
-    y1 = x1 + expected_f(layer, x2, **kwargs)
+    y1 = x1 + expected_f(layer, x2, context)
     y2 = x2 + expected_g(layer, y1)
-    mean, *streams = layer(x1, x2, executor=TwoStream(), output_hidden_states=True, **kwargs)
+    mean, *streams = layer(x1, x2, executor=TwoStream(), context=context, output_hidden_states=True)
     assert len(streams) == 2 and close(streams[0], y1) and close(streams[1], y2)
     assert close(mean, (y1 + y2) / 2)
 
 
 def test_mean_is_made_only_when_asked_for():
-    layer, rotations = make_layer()
+    layer, context = make_layer()
     for kwargs, times in [({}, 0), ({"output_hidden_states": False}, 0), ({"output_hidden_states": True}, 1)]:
         executor = Recorder()
-        mean, *_ = layer(states(), states(seed=3), executor=executor, rotations=rotations, **kwargs)
+        mean, *_ = layer(states(), states(seed=3), executor=executor, context=context, **kwargs)
         assert executor.times_left == times
         assert (mean is None) == (times == 0)
 
@@ -181,26 +186,26 @@ def test_mean_is_made_only_when_asked_for():
 def test_gradient_checkpointing_wins_over_rebuilding(monkeypatch):
     warned, executors = [], []
     monkeypatch.setattr("modeling_axial.axial_layer.logger.warning_once", warned.append)
-    layer, rotations = make_layer()
+    layer, context = make_layer()
     layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, lambda run, *streams: run(*streams)
     layer.register_forward_pre_hook(lambda *call: executors.append(call[2]["executor"]), with_kwargs=True)
     for training in (True, False):
-        run_layers(torch.nn.ModuleList([layer.train(training)]), RebuiltTwoStream, states(), rotations=rotations)
+        run_layers(torch.nn.ModuleList([layer.train(training)]), RebuiltTwoStream, states(), context)
     assert [type(executor) for executor in executors] == [TwoStream, RebuiltTwoStream]
     assert len(warned) == 1 and "reversible" in warned[0]
 
 
 def test_executor_gets_one_pair_of_modules():
     """What hangs on the modules (hooks, sharding, offloading) is called: they run by __call__."""
-    layer, rotations = make_layer()
+    layer, context = make_layer()
     called = []
     for name in ("attention", "feed_forward"):
         layer.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
     executor, x = Recorder(), states()
-    layer(x, x, executor=executor, rotations=rotations)
+    layer(x, x, executor=executor, context=context)
     assert called == ["attention", "feed_forward"]
     ((f, g),) = executor.pairs
-    assert close(f(x), expected_f(layer, x, rotations=rotations)) and close(g(x), expected_g(layer, x))
+    assert close(f(x), expected_f(layer, x, context)) and close(g(x), expected_g(layer, x))
     assert called == ["attention", "feed_forward"] * 2
 
 
@@ -210,12 +215,12 @@ def test_executor_gets_one_pair_of_modules():
 @modes
 @pytest.mark.parametrize("kind", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
 def test_dropout_is_active_in_training_only(attention_mode, kind):
-    plain, rotations = make_layer(attention_mode=attention_mode)
+    plain, context = make_layer(attention_mode=attention_mode)
     layer, _ = make_layer(attention_mode=attention_mode, **{kind: 0.5})
 
     def run(layer, seed):
         torch.manual_seed(seed)
-        return layer(states(), executor=OneStream(), rotations=rotations)
+        return layer(states(), executor=OneStream(), context=context)
 
     assert torch.equal(run(layer, 0), run(plain, 0))  # eval
     assert torch.equal(run(plain.train(), 0), run(plain, 1))  # training without dropout
@@ -228,13 +233,13 @@ def test_dropout_is_active_in_training_only(attention_mode, kind):
 @modes
 def test_dropout_of_the_attention_half(attention_mode):
     """The update of each axis is dropped by itself: kept entries are doubled, the others zero."""
-    layer, rotations = make_layer(attention_mode=attention_mode, hidden_dropout_prob=0.5)
+    layer, context = make_layer(attention_mode=attention_mode, hidden_dropout_prob=0.5)
     layer.train()
     updates, dropped = [], []
     for attention in layer.attention.axes:
         attention.register_forward_hook(lambda module, args, output: updates.append(output))
     layer.attention.dropout.register_forward_hook(lambda module, args, output: dropped.append(output))
-    output = layer.attention(states(), rotations=rotations)
+    output = layer.attention(states(), context)
     assert len(updates) == len(dropped) == 2
     for update, kept in zip(updates, dropped, strict=True):
         assert (torch.isclose(kept, 2 * update) | (kept == 0)).all()
@@ -252,23 +257,23 @@ def test_dropout_of_the_feed_forward_half():
 
 
 def make_block(axis, is_causal, **overrides):
-    layer, rotations = make_layer(**overrides)
+    layer, context = make_layer(**overrides)
     block = AxialBlock(layer.attention.axes[0].core.config, axis, is_causal).double().eval()
     for parameter in (block.attention.norm.weight, block.attention.norm.bias):
         parameter.data += torch.linspace(0, 1, HIDDEN, dtype=torch.float64)
-    return block, rotations
+    return block, context
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_halves_of_a_block(axis, is_causal):
-    block, rotations = make_block(axis, is_causal, layer_norm_eps=0.25)
+    block, context = make_block(axis, is_causal, layer_norm_eps=0.25)
     along = block.attention.attention
     assert (along.axis, along.core.is_causal, block.attention.norm.eps) == (axis, is_causal, 0.25)
     x = states()
-    f = along(normalised(block.attention.norm, x), rotations=rotations)
-    assert close(block.attention(x, rotations=rotations), f)
-    y = block(x, executor=OneStream(), rotations=rotations)
+    f = along(normalised(block.attention.norm, x), context)
+    assert close(block.attention(x, context), f)
+    y = block(x, executor=OneStream(), context=context)
     assert close(y, x + f + expected_g(block, x + f))
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_axial import AxialConfig
-from modeling_axial.configuration_strict import StrictConfig
+from modeling_axial.configuration_strict import AxisDescription, StrictConfig
 from tests.test_configuration_strict import stored, tiny_config
 
 # For each field: values of a wrong type, values out of range, values that are right.
@@ -43,7 +43,11 @@ CASES = {
     "hidden_act": ([None, 3, ["gelu"]], ["", "gelo", "GELU"], ["gelu", "relu", "silu"]),
     "attention_mode": ([None, 3, ["sum"], True], ["", "Sum", "parallel"], ["sum", "sequential"]),
     "feed_forward": ([None, 3, ["mlp"], True], ["", "MLP", "conv"], ["mlp", "gated_mlp", "convolution"]),
-    "position_embedding": ([None, 3, ["none"], False], ["", "absolute"], ["learned", "rotary", "none"]),
+    "position_embedding": (
+        [None, 3, [3], False],
+        ["", "+", "learned+", "learned rotary", [], (), ["none", ""]],
+        ["learned", "rotary", "none", "relative", "learned+relative", ["learned", "rotary+relative"], ("none", "none")],
+    ),
     "rope_theta": POSITIVES,
     "num_inducing_points": (
         ["2", 2.0, True, [2.0], [2, "3"], (2, True)],
@@ -95,6 +99,18 @@ RULES = {
     "heads divide the width": (
         {"hidden_size": 34, "num_attention_heads": 4},
         ["hidden_size=34", "multiple", "num_attention_heads=4", "head_dim"],
+    ),
+    "positions have a known name": (
+        {"position_embedding": ["learned", "rotary+absolute"]},
+        ["position_embedding=['learned', 'rotary+absolute']", "'absolute'", "learned, none, relative, rotary"],
+    ),
+    "each kind of position once": (
+        {"position_embedding": ["learned+none", "none"]},
+        ["position_embedding=['learned+none', 'none']", "once", "alone"],
+    ),
+    "inducing points see no pairs of cells": (
+        {"position_embedding": "relative", "num_inducing_points": [None, 3]},
+        ['position_embedding="relative"', "axis 1", "num_inducing_points=3"],
     ),
     "rotary turns pairs": (
         {"position_embedding": "rotary", "head_dim": 7},
@@ -203,9 +219,20 @@ def test_derived_values():
     assert (config.num_axes, config.image_shape, config.patch_shape, config.grid_shape) == (2, (48, 48), (8, 8), (6, 6))
     assert AxialConfig(hidden_size=34, num_attention_heads=4, head_dim=7).head_dim == 7
 
-    assert config.inducing_points == (None, None) and config.pooled_size == 384
-    assert AxialConfig(num_inducing_points=3).inducing_points == (3, 3)
-    assert AxialConfig(num_inducing_points=[None, 5]).inducing_points == (None, 5)
+    assert config.pooled_size == 384
+    assert config.axes == tuple(AxisDescription(axis, 6, ("learned",), 10000.0, "full", None) for axis in range(2))
+    config = AxialConfig(
+        image_size=[6, 35],
+        patch_size=[2, 5],
+        num_inducing_points=[None, 5],
+        position_embedding=["rotary+relative", "none"],
+        rope_theta=7,
+    )
+    assert config.axes == (
+        AxisDescription(0, 3, ("rotary", "relative"), 7, "full", None),
+        AxisDescription(1, 7, ("none",), 7, "induced", 5),
+    )
+    assert [axis.mixer for axis in AxialConfig(num_inducing_points=3).axes] == ["induced", "induced"]
     assert AxialConfig(num_pooling_seeds=3).pooled_size == 384
     assert AxialConfig(num_pooling_seeds=3, pooling="attention").pooled_size == 3 * 384
 

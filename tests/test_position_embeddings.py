@@ -7,8 +7,9 @@ import torch
 from modeling_axial import AxialConfig, AxialPositionalEmbedding
 from modeling_axial.position_embeddings import (
     LearnedPositionEmbedding,
-    RotaryPositionEmbedding,
+    RotaryPosition,
     apply_rotary,
+    prepare_line,
     read_table,
     resample_table,
 )
@@ -35,8 +36,9 @@ def learned(grid, dtype=torch.float64):
 
 
 def rotations_for(grid, **overrides):
-    module = RotaryPositionEmbedding(config_for(grid, **overrides))
-    return module(torch.zeros(1, *grid, HEADS * HEAD_DIM, dtype=torch.float64))
+    dtype, config = overrides.pop("dtype", torch.float64), config_for(grid, position_embedding="rotary", **overrides)
+    hidden_states = torch.zeros(1, *grid, HEADS * HEAD_DIM, dtype=dtype)
+    return [rotation for axis in config.axes for rotation in prepare_line(config, axis, hidden_states)]
 
 
 def cells(grid):
@@ -209,9 +211,9 @@ def test_rotation_keeps_lengths_and_position_zero():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_angles_are_computed_in_float32_at_least(dtype):
     grid = (257, 3)
-    rotations = RotaryPositionEmbedding(config_for(grid))(torch.zeros(1, *grid, HEADS * HEAD_DIM, dtype=dtype))
+    rotations = rotations_for(grid, dtype=dtype)
     for (cos, sin), (exact_cos, exact_sin), length in zip(rotations, rotations_for(grid), grid, strict=True):
-        assert cos.dtype == sin.dtype == torch.float32 and cos.shape == sin.shape == (length, HEAD_DIM)
+        assert cos.dtype == sin.dtype == torch.float32 and cos.shape == sin.shape == (1, length, HEAD_DIM)
         assert torch.allclose(cos.double(), exact_cos, rtol=0, atol=1e-4)
         assert torch.allclose(sin.double(), exact_sin, rtol=0, atol=1e-4)
     query = states(1, *grid, HEADS, HEAD_DIM, dtype=dtype)
@@ -219,13 +221,16 @@ def test_angles_are_computed_in_float32_at_least(dtype):
 
 
 def test_angles_are_made_where_the_states_are():
-    rotations = RotaryPositionEmbedding(config_for((5, 3)))(torch.empty(1, 5, 3, HEADS * HEAD_DIM, device="meta"))
-    assert all(table.device.type == "meta" for rotation in rotations for table in rotation)
+    config, hidden_states = config_for((5, 3), position_embedding="rotary"), torch.empty(1, 5, 3, 12, device="meta")
+    for axis in config.axes:
+        ((cos, sin),) = prepare_line(config, axis, hidden_states)
+        assert cos.device.type == sin.device.type == "meta"
 
 
 def test_rotary_has_no_state():
-    assert not RotaryPositionEmbedding(config_for((5, 3))).state_dict()
-    assert not list(RotaryPositionEmbedding(config_for((5, 3))).buffers())
+    config = config_for((5, 3))
+    module = RotaryPosition(config, config.axes[0])
+    assert not module.state_dict() and not list(module.buffers())
 
 
 # ---- learned tables under a mask ----

@@ -3,6 +3,7 @@ import torch
 
 from modeling_axial import AxialConfig, AxialForImageClassification, AxialModel
 from modeling_axial.attention import AxialSelfAttention
+from modeling_axial.layer_context import LayerContext
 from modeling_axial.set_attention import InducedAxialAttention
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
@@ -42,7 +43,7 @@ def reference_cross_attention(attention, hidden_states, key_value_states, axis, 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("grid, axis", [((7,), 0), ((5, 7), 0), ((5, 7), 1), ((2, 7, 5), 1)])
 def test_induced_attention_written_out(grid, axis, masked):
-    module = redrawn(InducedAxialAttention(make_config(grid), axis, 3))
+    module = redrawn(InducedAxialAttention(make_config(grid), axis))
     hidden_states = states(2, *grid, 8)
     mask = states(2, *grid, seed=5) > -0.5 if masked else None
     points = module.points.view(3, *[1] * (len(grid) - axis - 1), 8).expand(
@@ -50,7 +51,7 @@ def test_induced_attention_written_out(grid, axis, masked):
     )
     gathered = reference_cross_attention(module.gather, module.points_norm(points), hidden_states, axis, mask)
     expected = reference_cross_attention(module.scatter, hidden_states, module.induced_norm(points + gathered), axis)
-    torch.testing.assert_close(module(hidden_states, mask=mask), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(module(hidden_states, LayerContext(mask=mask)), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_every_norm_has_the_epsilon_of_the_configuration():
@@ -61,7 +62,7 @@ def test_every_norm_has_the_epsilon_of_the_configuration():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_induced_attention_is_equivariant_to_permutations_along_its_axis(axis):
-    module, hidden_states = redrawn(InducedAxialAttention(make_config((5, 7)), axis, 3)), states(2, 5, 7, 8)
+    module, hidden_states = redrawn(InducedAxialAttention(make_config((5, 7)), axis)), states(2, 5, 7, 8)
     order = torch.randperm((5, 7)[axis], generator=torch.Generator().manual_seed(3))
     permuted = hidden_states.index_select(axis + 1, order)
     expected = module(hidden_states).index_select(axis + 1, order)
@@ -72,7 +73,7 @@ def test_induced_attention_is_equivariant_to_permutations_along_its_axis(axis):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_receptive_field_of_induced_attention_is_its_line(axis):
     grid, position = (2, 5, 3), (1, 2, 0)
-    reached = receptive_field(InducedAxialAttention(make_config(grid), axis, 3), (1, *grid, 8), position)
+    reached = receptive_field(InducedAxialAttention(make_config(grid), axis), (1, *grid, 8), position)
     expected = torch.zeros(grid, dtype=torch.bool)
     expected[tuple(slice(None) if number == axis else position[number] for number in range(3))] = True
     assert torch.equal(reached, expected)
@@ -81,7 +82,7 @@ def test_receptive_field_of_induced_attention_is_its_line(axis):
 def test_scores_grow_linearly_with_the_length_of_an_induced_axis():
     counts = []
     for length in (16, 32, 64):
-        module, lengths = redrawn(InducedAxialAttention(make_config((length,)), 0, 3)), []
+        module, lengths = redrawn(InducedAxialAttention(make_config((length,)), 0)), []
         for attention in (module.gather, module.scatter):
             attention.core.register_forward_hook(
                 lambda core, inputs, output, lengths=lengths: lengths.append(inputs[0].shape[1] * inputs[1].shape[1])

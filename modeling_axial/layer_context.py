@@ -1,0 +1,21 @@
+"""What all layers of one forward pass share."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class LayerContext(NamedTuple):
+    """Handed down to every layer as it is. A tuple, so that whatever moves or casts arguments finds the tensors."""
+
+    # Boolean (B, *grid): False cells are read by no other, but must hold finite numbers, as those of a model do.
+    mask: torch.Tensor | None = None
+    # For each axis, what its `LinePosition`s have prepared. Empty: positions are 0, 1, 2, ... along every axis.
+    positions: tuple[tuple[Any, ...], ...] = ()
+    # Where causal attention that is given one position after the other keeps keys and values: its `append(attention,
+    # key, value)` returns those of all positions so far, and a mask over them or None, in place of the mask above.
+    cache: Any = None
+    output_attentions: bool = False
+
+
+NO_CONTEXT = LayerContext()
