@@ -255,121 +255,166 @@ class TrainingRun:
                 a checkpoint is saved.
             `ValueError`: if the checkpoint was made with other arguments, or is behind the last step.
         """
-        training, run, accelerator, sampler = self.training, self.run, self.accelerator, self.sampler
-        total_steps = training.max_train_steps or training.num_train_epochs * self.steps_per_epoch
-        schedules = [training.make_schedule(optimizer, total_steps) for optimizer in optimizers]
+        self._total_steps = self.training.max_train_steps or self.training.num_train_epochs * self.steps_per_epoch
+        self._prepare(model, optimizers, also_saved)
+        set_seed(self.training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
+        self._step = self._resume()
+        self._open_reports()
+        self._train_steps(batch_loss, evaluate, after_step)
+        self._bar.close()
+        if self._log is not None:
+            self._log.close()
+        return self._model
+
+    def _prepare(self, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], also_saved: tuple) -> None:
+        """Hands what is trained, with a schedule for each optimizer, to accelerate, and says what checkpoints hold."""
+        accelerator, training = self.accelerator, self.training
+        schedules = [training.make_schedule(optimizer, self._total_steps) for optimizer in optimizers]
         shape_of_run = asdict(training) | {"mixed_precision": accelerator.mixed_precision}
         shape_of_run |= {
             f"config.{name}": value for name, value in model.config.to_dict().items() if name != "transformers_version"
         }
-        model, *prepared = accelerator.prepare(model, *optimizers, *schedules)
-        optimizers, schedules = prepared[: len(optimizers)], prepared[len(optimizers) :]
+        self._model, *prepared = accelerator.prepare(model, *optimizers, *schedules)
+        self._optimizers, self._schedules = prepared[: len(optimizers)], prepared[len(optimizers) :]
         fixed = FixedArguments(free=("num_train_epochs", "max_train_steps"), **shape_of_run)
-        accelerator.register_for_checkpointing(sampler, fixed, *also_saved)
+        accelerator.register_for_checkpointing(self.sampler, fixed, *also_saved)
 
-        set_seed(training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
-        step = 0
-        if self._checkpoint is not None:
-            step = load_state(accelerator, self._checkpoint)
-            if step > total_steps:
-                raise ValueError(
-                    f"{self._checkpoint} is behind the last of {total_steps} steps: raise max_train_steps or "
-                    "num_train_epochs, or start a new run in another folder"
-                )
-            accelerator.print(f"Resuming from {self._checkpoint}.")
-            before = optimizers[0].param_groups[0]["lr"]
-            for schedule in schedules:
-                schedule.scheduler.last_epoch = step - 1
-                schedule.step()
-            if (now := schedules[0].get_last_lr()[0]) != before:
-                accelerator.print(
-                    f"The schedule is now that of {total_steps} steps: after step {step} the learning rate is "
-                    f"{now:.3g} instead of {before:.3g}."
-                )
-        elif run.resume_from_checkpoint is not None:
-            accelerator.print(f"There is no checkpoint in {self.output_dir} yet: starting from zero.")
-        log = MetricsLog(self.output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
-        if run.with_tracking:
-            accelerator.init_trackers(Path(sys.argv[0]).stem, asdict(training))
+    def _resume(self) -> int:
+        """The step to go on after: that of the checkpoint, which is loaded, or 0."""
+        if self._checkpoint is None:
+            if self.run.resume_from_checkpoint is not None:
+                self.accelerator.print(f"There is no checkpoint in {self.output_dir} yet: starting from zero.")
+            return 0
+        step = load_state(self.accelerator, self._checkpoint)
+        if step > self._total_steps:
+            raise ValueError(
+                f"{self._checkpoint} is behind the last of {self._total_steps} steps: raise max_train_steps or "
+                "num_train_epochs, or start a new run in another folder"
+            )
+        self.accelerator.print(f"Resuming from {self._checkpoint}.")
+        self._set_schedules(step)
+        return step
 
+    def _set_schedules(self, step: int) -> None:
+        """Learning rates as this run has them after a step: those of the checkpoint may be of another length."""
+        before = self._optimizers[0].param_groups[0]["lr"]
+        for schedule in self._schedules:
+            schedule.scheduler.last_epoch = step - 1
+            schedule.step()
+        if (now := self._schedules[0].get_last_lr()[0]) != before:
+            self.accelerator.print(
+                f"The schedule is now that of {self._total_steps} steps: after step {step} the learning rate is "
+                f"{now:.3g} instead of {before:.3g}."
+            )
+
+    def _open_reports(self) -> None:
+        """Where the numbers of the steps go: metrics.jsonl, experiment trackers, and a bar or lines."""
+        is_main = self.accelerator.is_main_process
+        self._log = MetricsLog(self.output_dir / "metrics.jsonl", self._step) if is_main else None
+        if self.run.with_tracking:
+            self.accelerator.init_trackers(Path(sys.argv[0]).stem, asdict(self.training))
         # None: a bar on a terminal, and without one lines instead.
-        progress = tqdm(total=total_steps, initial=step, disable=None if accelerator.is_main_process else True)
+        self._bar = tqdm(total=self._total_steps, initial=self._step, disable=None if is_main else True)
 
-        def report(**values: float) -> None:
-            if log is not None:
-                log.write(step, **values)
-            accelerator.log(values, step)
-            if progress.disable:
-                numbers = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-                accelerator.print(f"step {step} of {total_steps}: {numbers}", flush=True)
+    def _report(self, **values: float) -> None:
+        """Reports numbers of the step that was taken last."""
+        if self._log is not None:
+            self._log.write(self._step, **values)
+        self.accelerator.log(values, self._step)
+        if self._bar.disable:
+            numbers = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+            self.accelerator.print(f"step {self._step} of {self._total_steps}: {numbers}", flush=True)
 
-        step_loss = torch.zeros((), device=accelerator.device)
-        stop = StopRequest(accelerator)
-        model.train()
-        while step < total_steps:
+    def _train_steps(self, batch_loss: Callable, evaluate: Callable, after_step: Callable) -> None:
+        """Takes the steps that are left; arguments as those of `fit`."""
+        self._step_loss = torch.zeros((), device=self.accelerator.device)  # of the batches of a step so far
+        stop = StopRequest(self.accelerator)
+        self._model.train()
+        while self._step < self._total_steps:
             for batch in self._loader:  # from where the sampler stands to the end of the epoch
-                with accelerator.accumulate(model):
-                    loss, samples = batch_loss(model, batch)
-                    samples *= accelerator.num_processes
-                    # The last step of an epoch may have fewer samples; in each step all of its samples count the same.
-                    first = sampler.offset - sampler.offset % self._samples_per_step
-                    loss = loss * (samples / min(self._samples_per_step, sampler.samples_per_epoch - first))
-                    accelerator.backward(loss * training.gradient_accumulation_steps)  # it divides by that number
-                    step_loss += loss.detach()
-                    if accelerator.sync_gradients:
-                        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
-                    for optimizer in optimizers:
-                        optimizer.step()
-                    for optimizer in optimizers:
-                        optimizer.zero_grad()
-                sampler.advance(samples)
-                if not accelerator.sync_gradients:
+                self._train_batch(batch, batch_loss)
+                if not self.accelerator.sync_gradients:
                     continue
-
-                step += 1
-                for schedule in schedules:
+                self._step += 1
+                for schedule in self._schedules:
                     schedule.step()
-                after_step(model)
-                progress.update()
-                last = step == total_steps
-                epoch_ends = sampler.offset == 0
-                stopping = stop.agreed()
-                due = epoch_ends if run.checkpointing_steps == "epoch" else step % int(run.checkpointing_steps) == 0
-                save = last or stopping or due
-                if save or step % run.logging_steps == 0:
-                    mean_loss = accelerator.reduce(step_loss, "mean").item()
-                    if not math.isfinite(mean_loss):
-                        raise FloatingPointError(
-                            f"the loss of step {step} is {mean_loss}; the checkpoints before it are kept"
-                        )
-                    progress.set_postfix(loss=f"{mean_loss:.4f}")
-                if save and not math.isfinite(largest := float(get_total_norm(model.parameters(), math.inf))):
-                    raise FloatingPointError(  # a finite loss may have a gradient that is not
-                        f"the largest weight after step {step} is {largest}; the checkpoints before it are kept"
-                    )
-                if step % run.logging_steps == 0:
-                    report(loss=mean_loss, learning_rate=schedules[0].get_last_lr()[0], grad_norm=float(grad_norm))
-                step_loss.zero_()
-                if last or epoch_ends:
-                    report(epoch=sampler.epoch, **evaluate(model))
-                    model.train()
-                if save:
-                    if log is not None:
-                        log.sync()
-                    save_state(accelerator, self.output_dir, step, run.checkpoints_total_limit)
-                if stopping:
-                    accelerator.print(
-                        f"Stopped as asked, with step {step} saved: --resume_from_checkpoint latest goes on."
-                    )
-                    end_processes(accelerator)
-                    sys.exit(stop.exit_code)
-                if last:
+                after_step(self._model)
+                self._bar.update()
+                self._end_step(evaluate, stop)
+                if self._step == self._total_steps:
                     break
         stop.close()
-        progress.close()
-        if log is not None:
-            log.close()
-        return model
+
+    def _train_batch(self, batch: Any, batch_loss: Callable) -> None:
+        """Adds up the gradients of a batch and, with the last batch of a step, changes the weights."""
+        accelerator = self.accelerator
+        with accelerator.accumulate(self._model):
+            loss, samples = self._share_of_loss(batch, batch_loss)
+            accelerator.backward(loss * self.training.gradient_accumulation_steps)  # it divides by that number
+            self._step_loss += loss.detach()
+            if accelerator.sync_gradients:
+                max_norm = self.training.max_grad_norm or math.inf
+                self._grad_norm = accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
+            for optimizer in self._optimizers:
+                optimizer.step()
+            for optimizer in self._optimizers:
+                optimizer.zero_grad()
+        self.sampler.advance(samples)
+
+    def _share_of_loss(self, batch: Any, batch_loss: Callable) -> tuple[torch.Tensor, int]:
+        """What a batch adds to the mean loss over all samples of its step, and how many samples all processes have."""
+        loss, samples = batch_loss(self._model, batch)
+        samples *= self.accelerator.num_processes
+        # The last step of an epoch may have fewer samples; in each step all of its samples count the same.
+        first = self.sampler.offset - self.sampler.offset % self._samples_per_step
+        return loss * (samples / min(self._samples_per_step, self.sampler.samples_per_epoch - first)), samples
+
+    def _end_step(self, evaluate: Callable, stop: StopRequest) -> None:
+        """What is due after an optimizer step: to log, to evaluate, to save and, if asked to, to stop."""
+        run, accelerator, step = self.run, self.accelerator, self._step
+        last = step == self._total_steps
+        epoch_ends = self.sampler.offset == 0
+        stopping = stop.agreed()
+        due = epoch_ends if run.checkpointing_steps == "epoch" else step % int(run.checkpointing_steps) == 0
+        save = last or stopping or due
+        log = step % run.logging_steps == 0
+        if save or log:
+            mean_loss = self._mean_loss()
+        if save:
+            self._check_weights()
+        if log:
+            learning_rate = self._schedules[0].get_last_lr()[0]
+            self._report(loss=mean_loss, learning_rate=learning_rate, grad_norm=float(self._grad_norm))
+        self._step_loss.zero_()
+        if last or epoch_ends:
+            self._report(epoch=self.sampler.epoch, **evaluate(self._model))
+            self._model.train()
+        if save:
+            if self._log is not None:
+                self._log.sync()
+            save_state(accelerator, self.output_dir, step, run.checkpoints_total_limit)
+        if stopping:
+            accelerator.print(f"Stopped as asked, with step {step} saved: --resume_from_checkpoint latest goes on.")
+            end_processes(accelerator)
+            sys.exit(stop.exit_code)
+
+    def _mean_loss(self) -> float:
+        """The loss of the step, over all processes, which must be finite."""
+        mean_loss = self.accelerator.reduce(self._step_loss, "mean").item()
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the loss of step {self._step} is {mean_loss}; the checkpoints before it are kept"
+            )
+        self._bar.set_postfix(loss=f"{mean_loss:.4f}")
+        return mean_loss
+
+    def _check_weights(self) -> None:
+        """`FloatingPointError` for weights that are not finite: a finite loss may have a gradient that is not."""
+        largest = float(get_total_norm(self._model.parameters(), math.inf))
+        if not math.isfinite(largest):
+            raise FloatingPointError(
+                f"the largest weight after step {self._step} is {largest}; the checkpoints before it are kept"
+            )
 
     def close(self) -> None:
         """Lets go of the folder, and ends the processes together."""
