@@ -4,9 +4,6 @@ import copy
 import inspect
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import axial_attention as seed
 import pytest
@@ -15,10 +12,12 @@ from axial_attention.axial_attention import PermuteToFrom, PreNorm, calculate_pe
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.autograd import forward_ad
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModel
+from transformers.distributed import DistributedConfig
 
 from modeling_axial import (
     AxialAttention,
@@ -31,7 +30,7 @@ from modeling_axial import (
     TwoStream,
     image_transformer,
 )
-from tests.conftest import ROOT
+from tests.ranks import gradient_error, held_share, run_on_ranks
 
 LENGTHS = [3, 5, 2, 7]  # of the axes
 SEED_CLASSES = {
@@ -737,87 +736,37 @@ def test_compiled_model_records_states():
         assert_same(ours, theirs)
 
 
+def split_and_whole(folder, options):
+    """The model, split by its own plan, against the same model whole."""
+    load = AxialImageTransformerModel.from_pretrained
+    plain = load(folder).train()
+    split = load(folder, distributed_config=DistributedConfig(fsdp_size=2)).train()
+    outputs = [model(feature_maps(options)).last_hidden_state for model in (plain, split)]
+    for output in outputs:
+        output.pow(3).sum().backward()
+    return {
+        "split": [name for name, module in split.named_modules() if isinstance(module, FSDPModule)],
+        "held": held_share(split),
+        "output": (outputs[0] - outputs[1]).abs().max().item(),
+        "gradient": gradient_error(split, plain),
+    }
+
+
+def all_split_and_whole(folder):
+    return {name: split_and_whole(f"{folder}/{name}", options) for name, options in CONFIGS.items()}
+
+
 @pytest.mark.distributed
 def test_blocks_split_over_two_ranks(tmp_path):
     """FSDP by the model's own plan: its blocks are split, and it computes what the whole model does."""
     for name, options in CONFIGS.items():
         make_model(**options).save_pretrained(tmp_path / name)
-        save_file({"feature_maps": feature_maps(options)}, tmp_path / f"{name}.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RANKS, tmp_path],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert not done.returncode, f"{done.stdout}\n{done.stderr}"
-    for rank, name in itertools.product(range(2), CONFIGS):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())[name]
+    for rank, name in itertools.product(run_on_ranks(all_split_and_whole, tmp_path), CONFIGS):
+        found = rank[name]
         expected = {f"transformer.layers.blocks.{number}" for number in range(2 * CONFIGS[name]["num_axes"])}
         assert set(found["split"]) == expected | {""} | ({"transformer.pos_emb"} if name == "plane" else set())
         assert found["held"] == pytest.approx(0.5, abs=0.03)
         assert found["output"] < 1e-12 and found["gradient"] < 1e-12
-
-
-# Ranks are forked from a process that has imported everything.
-RANKS = """
-import json, os, sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from safetensors.torch import load_file
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from transformers.distributed import DistributedConfig
-from transformers.utils import logging
-from modeling_axial import AxialImageTransformerModel
-
-FOLDER = Path(sys.argv[1])
-logging.disable_progress_bar()
-
-
-def whole(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def compare(name):
-    load = AxialImageTransformerModel.from_pretrained
-    plain = load(FOLDER / name).train()
-    split = load(FOLDER / name, distributed_config=DistributedConfig(fsdp_size=2)).train()
-    outputs = [model(**load_file(FOLDER / f"{name}.safetensors")).last_hidden_state for model in (plain, split)]
-    for output in outputs:
-        output.pow(3).sum().backward()
-    ours, theirs = (
-        torch.cat([whole(parameter.grad).flatten() for parameter in model.parameters()]) for model in (split, plain)
-    )
-    parts = sum(parameter.to_local().numel() for parameter in split.parameters() if isinstance(parameter, DTensor))
-    return {
-        "split": [name for name, module in split.named_modules() if isinstance(module, FSDPModule)],
-        "held": parts / sum(parameter.numel() for parameter in plain.parameters()),
-        "output": (outputs[0] - outputs[1]).abs().max().item(),
-        "gradient": ((ours - theirs).norm() / theirs.norm()).item(),
-    }
-
-
-def main(rank):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=2)
-    found = {path.stem: compare(path.stem) for path in sorted(FOLDER.glob("*.safetensors"))}
-    (FOLDER / f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    os._exit(0)  # a Python that shuts down beside gloo's threads may be aborted
-
-
-if __name__ == "__main__":
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=main, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(max(process.exitcode != 0 for process in processes))
-"""
 
 
 def test_initial_weights_of_the_model_are_those_of_the_seed():

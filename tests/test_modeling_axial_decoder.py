@@ -7,16 +7,15 @@ itself re-draw the weights (`redraw`).
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer, TrainingArguments
+from transformers.distributed import DistributedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_axial import OneStream, RebuiltTwoStream, TwoStream
@@ -24,9 +23,8 @@ from modeling_axial import modeling_axial_decoder as decoder_file
 from modeling_axial.attention import AxialSelfAttention
 from modeling_axial.axial_layer import AxialBlock
 from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
-from modeling_axial.grid import neighbourhoods
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
-from tests.conftest import ROOT
+from tests.ranks import gradient_error, held_share, run_on_ranks
 
 
 def make_config(image_size=(3, 5), **overrides):
@@ -731,65 +729,19 @@ def test_trainer(tmp_path):
     assert trainer.evaluate()["eval_loss"] != pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.distributed
-def test_blocks_split_over_two_ranks(tmp_path):
-    """FSDP by the model's own plan: its blocks are split, and it learns, scores and draws as the whole model does."""
-    for channel_order in ("slices", "nested"):
-        model = make_model(channel_order=channel_order, reversible=channel_order == "nested", num_classes=3)
-        model.save_pretrained(tmp_path / channel_order)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RANKS, tmp_path],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert not done.returncode, f"{done.stdout}\n{done.stderr}"
-    for rank, channel_order in itertools.product(range(2), ("slices", "nested")):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())[channel_order]
-        model = AxialForCausalImageModeling.from_pretrained(tmp_path / channel_order)
-        blocks = {name for name, module in model.named_modules() if isinstance(module, AxialBlock)}
-        assert set(found["split"]) == blocks | {"", "token_embeddings", "norm", "head"}
-        assert found["held"] == pytest.approx(0.5, abs=0.02)
-        assert found["loss"] < 1e-12 and found["gradient"] < 1e-12 and found["log_prob"] < 1e-9 and found["drawn"]
-
-
-RANKS = """
-import json, os, sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from transformers.distributed import DistributedConfig
-from transformers.utils import logging
-from modeling_axial import AxialForCausalImageModeling
-
-FOLDER = Path(sys.argv[1])
-logging.disable_progress_bar()
-generator = torch.Generator().manual_seed(1)
-inputs = {"input_ids": torch.randint(5, (2, 2, 3, 5), generator=generator), "class_labels": torch.tensor([0, 2])}
-
-
-def compare(channel_order):
+def split_and_whole(folder):
+    """The model, split by its own plan, against the same model whole."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = {"input_ids": torch.randint(5, (2, 2, 3, 5), generator=generator), "class_labels": torch.tensor([0, 2])}
     load = AxialForCausalImageModeling.from_pretrained
-    plain = load(FOLDER / channel_order, dtype=torch.float64).train()
-    config = DistributedConfig(fsdp_size=2)
-    split = load(FOLDER / channel_order, dtype=torch.float64, distributed_config=config).train()
+    plain = load(folder, dtype=torch.float64).train()
+    split = load(folder, dtype=torch.float64, distributed_config=DistributedConfig(fsdp_size=2)).train()
     losses = []
     for model in (plain, split):
         torch.manual_seed(3)
         losses.append(model(**inputs).loss)
         losses[-1].backward()
-    ours, theirs = (
-        torch.cat([
-            (parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad).flatten()
-            for parameter in model.parameters()
-        ])
-        for model in (split, plain)
-    )
-    parts = sum(parameter.to_local().numel() for parameter in split.parameters() if isinstance(parameter, DTensor))
+    found = {"held": held_share(split), "gradient": gradient_error(split, plain)}
     for name in ("generate", "log_prob"):
         register_fsdp_forward_method(split, name)
     with torch.no_grad():
@@ -798,34 +750,31 @@ def compare(channel_order):
         model.generate(2, class_labels=inputs["class_labels"], generator=torch.Generator().manual_seed(4))
         for model in (plain, split)
     ]
-    return {
+    return found | {
         "split": [name for name, module in split.named_modules() if isinstance(module, FSDPModule)],
-        "held": parts / sum(parameter.numel() for parameter in plain.parameters()),
         "loss": abs(losses[0].item() - losses[1].item()),
-        "gradient": ((ours - theirs).norm() / theirs.norm()).item(),
         "log_prob": (log_probs[0] - log_probs[1]).abs().max().item(),
         "drawn": torch.equal(*drawn),
     }
 
 
-def main(rank):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=2)
-    found = {channel_order: compare(channel_order) for channel_order in ("slices", "nested")}
-    (FOLDER / f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    os._exit(0)  # a Python that shuts down beside gloo's threads may be aborted
+def all_split_and_whole(folder):
+    return {channel_order: split_and_whole(Path(folder, channel_order)) for channel_order in ("slices", "nested")}
 
 
-if __name__ == "__main__":
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=main, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(max(process.exitcode != 0 for process in processes))
-"""
+@pytest.mark.distributed
+def test_blocks_split_over_two_ranks(tmp_path):
+    """FSDP by the model's own plan: its blocks are split, and it learns, scores and draws as the whole model does."""
+    for channel_order in ("slices", "nested"):
+        model = make_model(channel_order=channel_order, reversible=channel_order == "nested", num_classes=3)
+        model.save_pretrained(tmp_path / channel_order)
+    for rank, channel_order in itertools.product(run_on_ranks(all_split_and_whole, tmp_path), ("slices", "nested")):
+        found = rank[channel_order]
+        model = AxialForCausalImageModeling.from_pretrained(tmp_path / channel_order)
+        blocks = {name for name, module in model.named_modules() if isinstance(module, AxialBlock)}
+        assert set(found["split"]) == blocks | {"", "token_embeddings", "norm", "head"}
+        assert found["held"] == pytest.approx(0.5, abs=0.02)
+        assert found["loss"] < 1e-12 and found["gradient"] < 1e-12 and found["log_prob"] < 1e-9 and found["drawn"]
 
 
 # Other sizes, wrong inputs

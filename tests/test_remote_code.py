@@ -19,6 +19,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from modeling_axial import AxialConfig, AxialForImageClassification, AxialModel
 from modeling_axial import modeling_axial as modeling_file
 from modeling_axial.image_processing_axial import AxialImageProcessor
+from tests import ranks
 
 HEAD = "AutoModelForImageClassification"
 # The code that a model brings along: its own file, and those that transformers finds by following relative imports.
@@ -263,20 +264,16 @@ print(json.dumps([[classify(path) for path in pictures], [extract(path) for path
         )
 
 
-# Loads a checkpoint on two ranks, splits its parameters over them, and saves what both hold together.
+# Loads a checkpoint on two ranks, splits its parameters over them, and saves what both hold together. Follows the text
+# of ranks.py, which a stranger does not find.
 SAVE_FROM_FSDP2 = """
-import os, sys
-import torch
-import torch.distributed as dist
-
-
-def main(rank, folder, again, rendezvous):
+def save(folder, again):
+    rank = dist.get_rank()
     os.environ["HF_MODULES_CACHE"] += f"-{rank}"  # both would copy the same files at the same time
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
     from transformers import AutoModelForImageClassification
 
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     for layer in model.axial.layers:
@@ -285,18 +282,15 @@ def main(rank, folder, again, rendezvous):
     assert type(model).__module__.startswith("torch."), type(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model.save_pretrained(again, is_main_process=rank == 0, state_dict=get_model_state_dict(model, options=options))
-    dist.barrier()
-    os._exit(0)  # gloo's threads may still let go of tensors: a Python that shuts down meanwhile is aborted, rarely
 
 
-if __name__ == "__main__":
-    torch.multiprocessing.spawn(main, sys.argv[1:], nprocs=2)
+fork_ranks(save, sys.argv[1:], folder=os.getcwd(), world_size=2)
 """
 
 
 @pytest.mark.distributed
 def test_model_split_by_fsdp2_saves_its_own_code(head_checkpoint, run_python, tmp_path):
     folder, tensors = head_checkpoint
-    run_python(SAVE_FROM_FSDP2, folder, tmp_path / "again", tmp_path / "rendezvous")
+    run_python(Path(ranks.__file__).read_text() + SAVE_FROM_FSDP2, folder, tmp_path / "again")
     assert_whole(tmp_path / "again")
     assert opens(run_python, tmp_path / "again", HEAD, tensors, "")

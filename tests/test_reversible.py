@@ -1,18 +1,14 @@
 """The conformance matrix of the rebuilding executor. Its oracle is `TwoStream`: the same numbers, activations stored.
 
 Every comparison runs the same trunk on the same data from the same random state and compares whole gradients (all
-parameters and the input, as one vector). The file is also the script of the distributed cases: see `rank_main`.
+parameters and the input, as one vector).
 """
 
 import copy
 import gc
 import importlib.util
-import json
 import math
-import os
 import random
-import subprocess
-import sys
 import time
 from collections import deque
 from contextlib import nullcontext
@@ -31,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modeling_axial import AxialConfig, AxialModel
 from modeling_axial.reversible import OneStream, RebuiltTwoStream, TwoStream
+from tests.ranks import run_on_ranks
 
 HIDDEN, GRID = 12, (5, 7)
 
@@ -1399,7 +1396,7 @@ def test_the_published_matrix():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# two ranks: this file runs as a script, once per rank, and writes the errors of all cases to a file
+# two ranks
 
 
 def wrap_ddp(trunk, **kwargs):
@@ -1440,13 +1437,12 @@ def distributed_cases(mesh):
 CASES = list(distributed_cases(None))
 
 
-def rank_main(rank, folder):
+def errors_of_cases():
     """Every case on this rank, against the mean over ranks of what the plain trunk gives with stored activations."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
     errors = {}
     for name, (wrap, steps, accumulate) in distributed_cases(mesh).items():
         for dropout in (0.0, 0.3):
@@ -1474,34 +1470,12 @@ def rank_main(rank, folder):
             if name.startswith("fsdp2"):
                 gradients = [gradient.full_tensor() for gradient in gradients]
             errors[name] = max(errors.get(name, 0.0), error(reference, gradients))
-    Path(folder, f"errors_{rank}.json").write_text(json.dumps(errors))
-    dist.barrier()
-    os._exit(0)  # gloo's threads may still let go of tensors: a Python that shuts down meanwhile is aborted, rarely
+    return errors
 
 
 @pytest.fixture(scope="module")
-def rank_errors(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            cwd=Path(__file__).parents[1],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    if any(rank.returncode for rank in ranks):
-        pytest.fail("\n".join(outputs))
-    return [json.loads(Path(folder, f"errors_{rank}.json").read_text()) for rank in range(2)]
+def rank_errors():
+    return run_on_ranks(errors_of_cases, timeout=120)
 
 
 @pytest.mark.distributed
@@ -1510,7 +1484,3 @@ def rank_errors(tmp_path_factory):
 def test_two_ranks(rank_errors, case):
     for errors in rank_errors:
         assert errors[case] <= EXACT
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), sys.argv[2])

@@ -6,21 +6,22 @@ chunked feed-forwards. Hidden states are grids and attention maps are those of l
 
 import copy
 import inspect
+import itertools
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from safetensors import safe_open
 from torch.utils import checkpoint as torch_checkpoint
 from transformers import AttentionInterface, Trainer, TrainingArguments
+from transformers.distributed import DistributedConfig
 
 from modeling_axial import AxialBackbone, AxialConfig, AxialForImageClassification, AxialImageProcessor, AxialModel
 from modeling_axial.attention import AxialAttentionCore, eager_attention_forward
-from tests.conftest import ROOT
+from tests.ranks import gradient_error, held_share, run_on_ranks
 
 CLASSES = [AxialModel, AxialForImageClassification, AxialBackbone]
 VARIANTS = {
@@ -380,6 +381,74 @@ def test_parallel_plans_name_what_is_there(variant):
 
 
 SPLIT = ["two streams", "sets"]
+SPLITS = {"fsdp": {"fsdp_size": 2}, "tp": {"tp_size": 2, "tp_plan": "auto"}}
+
+
+def examples():
+    generator = torch.Generator().manual_seed(1)
+    pixel_values = torch.randn(12, 1, 10, 6, generator=generator)
+    return {"pixel_values": pixel_values, "labels": torch.randint(3, (12,), generator=generator)}
+
+
+def split_and_whole(folder, again, options):
+    """A model that is split over the ranks, against the same model whole; saved again, too."""
+    load = AxialForImageClassification.from_pretrained
+    plain = load(folder, dtype=torch.float64).train()
+    split = load(folder, dtype=torch.float64, distributed_config=DistributedConfig(**options)).train()
+    batch = examples()
+    losses = [model(batch["pixel_values"].double(), labels=batch["labels"]).loss for model in (plain, split)]
+    for loss in losses:
+        loss.backward()
+    found = {"held": held_share(split), "gradient": gradient_error(split, plain)}
+    split.save_pretrained(again)
+    dist.barrier()
+    saved = load(again).state_dict()
+    return found | {
+        "loss": abs(losses[0].item() - losses[1].item()),
+        "saved": all(torch.equal(saved[name], tensor) for name, tensor in plain.state_dict().items()),
+    }
+
+
+def train(model_folder, folder, batch_size, resume=None):
+    arguments = TrainingArguments(
+        folder, max_steps=6, per_device_train_batch_size=batch_size, save_steps=4, logging_steps=1, seed=5,
+        use_cpu=True, report_to="none", disable_tqdm=True, learning_rate=1e-2,
+    )  # fmt: skip
+    model = AxialForImageClassification.from_pretrained(model_folder)
+    batch = examples()
+    dataset = [{name: values[index] for name, values in batch.items()} for index in range(12)]
+    trainer = Trainer(model, arguments, train_dataset=dataset)
+    trainer.train(resume_from_checkpoint=resume)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return losses, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def trained(folder, name, batch_size):
+    """Six steps, and the last two of them again from the checkpoint of the fourth."""
+    model_folder, once, again = folder / "two streams", folder / f"{name} once", folder / f"{name} again"
+    losses, weights = train(model_folder, once, batch_size)
+    repeated, resumed = train(model_folder, again, batch_size, once / "checkpoint-4")
+    same = all(torch.equal(resumed[key], tensor) for key, tensor in weights.items())
+    return {"losses": losses, "resumed": repeated, "same": same}
+
+
+def split_and_trained(folder):
+    folder, found = Path(folder), {}
+    for variant, split in itertools.product(SPLIT, SPLITS):
+        name = f"{split} {variant}"
+        found[name] = split_and_whole(folder / variant, folder / name, SPLITS[split])
+        dist.barrier()
+    return found | {"trainer": trained(folder, "two ranks", 2)}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two ranks has found, by the name of the case, and what this process has by itself."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for variant in SPLIT:
+        make_model(AxialForImageClassification, variant).save_pretrained(folder / variant)
+    alone = {"trainer alone": trained(folder, "one rank", 4)}
+    return [found | alone for found in run_on_ranks(split_and_trained, folder)]
 
 
 @pytest.mark.distributed
@@ -443,128 +512,3 @@ def test_trainer_accumulates_to_the_step_of_one_batch(labels, tmp_path):
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What RANKS has found on two processes, by the name of the case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    for variant in SPLIT:
-        make_model(AxialForImageClassification, variant).save_pretrained(folder / variant)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RANKS, folder],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    if done.returncode:
-        pytest.fail(f"{done.stdout}\n{done.stderr}")
-    alone = json.loads((folder / "alone.json").read_text())
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) | alone for rank in range(2)]
-
-
-# Ranks are forked from a process that has imported everything, and leave at once: a Python that shuts down beside
-# gloo's threads may be aborted.
-RANKS = """
-import json, os, sys, time
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainingArguments
-from transformers.distributed import DistributedConfig
-from transformers.utils import logging
-from modeling_axial import AxialForImageClassification
-
-FOLDER = Path(sys.argv[1])
-logging.disable_progress_bar()
-generator = torch.Generator().manual_seed(1)
-pixel_values = torch.randn(12, 1, 10, 6, generator=generator)
-labels = torch.randint(3, (12,), generator=generator)
-SPLITS = {"fsdp": {"fsdp_size": 2}, "tp": {"tp_size": 2, "tp_plan": "auto"}}
-
-
-def whole(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def compare_split(variant, options, again):
-    # A model split over both ranks, against the same model whole: share of split parameters, errors, what it saves.
-    load = AxialForImageClassification.from_pretrained
-    plain = load(FOLDER / variant, dtype=torch.float64).train()
-    split = load(FOLDER / variant, dtype=torch.float64, distributed_config=DistributedConfig(**options)).train()
-    losses = [model(pixel_values.double(), labels=labels).loss for model in (plain, split)]
-    for loss in losses:
-        loss.backward()
-    ours, theirs = (
-        torch.cat([whole(parameter.grad).flatten() for parameter in model.parameters()]) for model in (split, plain)
-    )
-    parts = sum(parameter.to_local().numel() for parameter in split.parameters() if isinstance(parameter, DTensor))
-    split.save_pretrained(again)
-    dist.barrier()
-    saved = load(again).state_dict()
-    return {
-        "held": parts / sum(parameter.numel() for parameter in plain.parameters()),
-        "loss": abs(losses[0].item() - losses[1].item()),
-        "gradient": ((ours - theirs).norm() / theirs.norm()).item(),
-        "saved": all(torch.equal(saved[name], tensor) for name, tensor in plain.state_dict().items()),
-    }
-
-
-class Pictures(torch.utils.data.Dataset):
-    def __len__(self):
-        return len(labels)
-
-    def __getitem__(self, index):
-        return {"pixel_values": pixel_values[index], "labels": labels[index]}
-
-
-def train(folder, batch_size, resume=None):
-    arguments = TrainingArguments(
-        folder, max_steps=6, per_device_train_batch_size=batch_size, save_steps=4, logging_steps=1, seed=5,
-        use_cpu=True, report_to="none", disable_tqdm=True, learning_rate=1e-2,
-    )
-    model = AxialForImageClassification.from_pretrained(FOLDER / "two streams")
-    trainer = Trainer(model, arguments, train_dataset=Pictures())
-    trainer.train(resume_from_checkpoint=resume)
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    return losses, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-
-
-def trained(name, batch_size):
-    # Six steps, and the last two of them again from the checkpoint of the fourth.
-    losses, weights = train(FOLDER / f"{name} whole", batch_size)
-    again, resumed = train(FOLDER / f"{name} again", batch_size, FOLDER / f"{name} whole" / "checkpoint-4")
-    same = all(torch.equal(resumed[key], tensor) for key, tensor in weights.items())
-    return {"losses": losses, "resumed": again, "same": same}
-
-
-def main(rank, world_size):
-    found = {}
-    if world_size == 1:
-        found["trainer alone"] = trained("one rank", 4)
-        (FOLDER / "alone.json").write_text(json.dumps(found))
-        os._exit(0)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=world_size)
-    for variant in sorted(path.name for path in FOLDER.iterdir() if (path / "config.json").is_file()):
-        for split, options in SPLITS.items():
-            found[f"{split} {variant}"] = compare_split(variant, options, FOLDER / f"{split} {variant}")
-            dist.barrier()
-    found["trainer"] = trained("two ranks", 2)
-    (FOLDER / f"rank-{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=main, args=arguments) for arguments in ((0, 1), (0, 2), (1, 2))]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(max(process.exitcode != 0 for process in processes))
-"""
