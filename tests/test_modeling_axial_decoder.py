@@ -23,6 +23,7 @@ from modeling_axial import modeling_axial_decoder as decoder_file
 from modeling_axial.attention import AxialSelfAttention
 from modeling_axial.axial_layer import AxialBlock
 from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
+from modeling_axial.grid import neighbourhoods
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
 from tests.ranks import gradient_error, held_share, run_on_ranks
 
