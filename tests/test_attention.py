@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AttentionInterface
 
 from modeling_axial import attention as attention_module
-from modeling_axial.attention import AxialSelfAttention, axial_attention, eager_attention_forward
+from modeling_axial.attention import AxialAttentionCore, AxialSelfAttention, axial_attention, eager_attention_forward
 from modeling_axial.axial_layer import ATTENTION_CLASSES
 from modeling_axial.configuration_axial import AxialConfig
 from modeling_axial.layer_context import LayerContext
@@ -327,6 +327,41 @@ def test_a_registered_backend_is_used():
     assert seen == [("AxialAttentionCore", (2 * 5, 2, 3, 4), False)]
     config._attn_implementation = "sdpa"
     torch.testing.assert_close(module(hidden_states), output)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_weights_are_returned_only_if_asked_for(implementation):
+    config = AxialConfig(image_size=[3, 5], patch_size=[1, 1], hidden_size=8, num_attention_heads=2)
+    config._attn_implementation = implementation
+    core, query = AxialAttentionCore(config, axis=1), states(2, 3, 5, 2, 4)
+    assert core(query, query, query)[1] is None
+    assert core(query, query, query, output_attentions=True)[1].shape == (6, 2, 5, 5)
+
+
+def test_the_fused_kernel_is_used_where_it_can_be(monkeypatch):
+    calls, fused = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **options: calls.append(1) or fused(*args, **options),
+    )
+    query = states(2, 3, 5, 2, 4)
+    axial_attention(query, query, query, 1)
+    assert len(calls) == 1
+    torch.func.jvp(lambda query: axial_attention(query, query, query, 1)[0], (query,), (query,))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_dropout_is_for_training_only(implementation):
+    config = AxialConfig(
+        image_size=[3, 5], patch_size=[1, 1], hidden_size=8, num_attention_heads=2, attention_probs_dropout_prob=0.5
+    )
+    config._attn_implementation = implementation
+    core, query = AxialAttentionCore(config, axis=1), states(2, 3, 5, 2, 4)
+    expected, _ = axial_attention(query, query, query, 1)
+    torch.testing.assert_close(core.eval()(query, query, query)[0], expected)
+    assert (core.train()(query, query, query)[0] - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))

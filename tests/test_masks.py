@@ -109,6 +109,7 @@ def test_bounding_box():
 
 # ---- a padded, masked picture gives what it gives alone ----
 
+POSITIONS = ["learned", "learned", "rotary", "none", "relative", "learned+relative", "rotary+relative"]
 CONTENTS = (torch.nan, torch.inf, -torch.inf, 1e30, 7.0)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1}
 
@@ -122,15 +123,18 @@ def drawn_case(number):
     """A model, and pictures of different sizes, each alone and padded in one batch, with the mask."""
     draw = random.Random(number)
     num_axes = draw.choice([1, 2, 2, 3])
+    points = [draw.choice([None, None, 3]) for _ in range(num_axes)]
+    kinds = [POSITIONS[:4] if number else POSITIONS for number in points]  # points see no pairs of cells
+    one_for_all = draw.choice(POSITIONS[:4])
     config = config_for(
         [draw.choice([2, 3, 5, 7]) for _ in range(num_axes)],
         attention_mode=draw.choice(["sum", "sequential"]),
         feed_forward=draw.choice(["mlp", "gated_mlp", "convolution", "convolution"]),
-        position_embedding=draw.choice(["learned", "learned", "rotary", "none"]),
+        position_embedding=draw.choice([one_for_all, [draw.choice(names) for names in kinds]]),
         pooling=draw.choice(["mean", "attention"]),
         num_pooling_seeds=draw.choice([1, 3]),
         reversible=draw.random() < 0.5,
-        num_inducing_points=[draw.choice([None, None, 3]) for _ in range(num_axes)],
+        num_inducing_points=points,
     )
     torch.manual_seed(number)
     model = draw.choice([AxialModel, AxialModel, AxialForImageClassification, AxialBackbone])(config)

@@ -1,11 +1,20 @@
 import copy
+import itertools
 
 import pytest
 import torch
 from transformers import AttentionInterface, AutoModel
 
-from modeling_axial import AxialConfig, AxialModel, RebuiltTwoStream, TwoStream
+from modeling_axial import (
+    AxialBackbone,
+    AxialConfig,
+    AxialForImageClassification,
+    AxialModel,
+    RebuiltTwoStream,
+    TwoStream,
+)
 from modeling_axial.attention import eager_attention_forward
+from modeling_axial.layer_context import LayerContext
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -45,6 +54,7 @@ variants = pytest.mark.parametrize(
         {"reversible": True},
         {"feed_forward": "gated_mlp", "position_embedding": "rotary"},
         {"feed_forward": "convolution", "position_embedding": "none", "reversible": True, "attention_mode": "sum"},
+        {"position_embedding": "learned+relative", "reversible": True},
     ],
     ids=lambda overrides: "-".join(f"{value}" for value in overrides.values()) or "default",
 )
@@ -55,8 +65,13 @@ def test_names_of_the_state_dict(overrides):
     names = set(make_model(**overrides).state_dict())
     expected = {"norm.weight", "norm.bias"}
     expected |= {f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")}
-    if overrides.get("position_embedding", "learned") == "learned":
+    kinds = overrides.get("position_embedding", "learned").split("+")
+    if "learned" in kinds:
         expected |= {f"embeddings.position_embeddings.axis_{axis}" for axis in range(2)}
+    if "relative" in kinds:
+        expected |= {
+            f"layers.{layer}.attention.axes.{axis}.positions.0.table" for layer in range(2) for axis in range(2)
+        }
     net = {"mlp": ["fc1", "fc2"], "gated_mlp": ["gate_proj", "up_proj", "down_proj"], "convolution": ["conv1", "conv2"]}
     norms = ["attention.norm"] if "attention_mode" in overrides else ["attention.norms.0", "attention.norms.1"]
     parts = [
@@ -441,3 +456,107 @@ def test_queries_and_keys_of_every_axis_are_turned_by_their_positions(num_axes, 
                 torch.testing.assert_close(
                     line, torch.cat((expected.real, expected.imag), dim=-1), rtol=1e-12, atol=1e-12
                 )
+
+
+# ---- positions from outside ----
+
+kinds = pytest.mark.parametrize("position_embedding", ["learned", "rotary", "relative", "learned+rotary+relative"])
+
+
+def counted(grid, start=0.0):
+    return [torch.arange(length, dtype=torch.float64) + start for length in grid]
+
+
+@kinds
+def test_positions_count_from_zero_by_default(position_embedding):
+    model = make_model(position_embedding=position_embedding)
+    given = model(pixels(model.config), position_ids=counted([5, 3])).last_hidden_state
+    torch.testing.assert_close(given, model(pixels(model.config)).last_hidden_state, rtol=1e-13, atol=1e-13)
+    stretched = [1.5 * cells for cells in counted([5, 3])]
+    other = model(pixels(model.config), position_ids=stretched).last_hidden_state
+    assert (other - given).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("position_embedding", ["rotary", "relative", "rotary+relative"])
+def test_only_distances_count(position_embedding):
+    model = make_model(position_embedding=position_embedding)
+    expected = model(pixels(model.config)).last_hidden_state
+    moved = model(pixels(model.config), position_ids=counted([5, 3], start=7.25)).last_hidden_state
+    torch.testing.assert_close(moved, expected, rtol=1e-11, atol=1e-11)
+
+
+@kinds
+def test_each_sample_has_its_own_positions(position_embedding):
+    model = make_model(position_embedding=position_embedding)
+    generator = torch.Generator().manual_seed(3)
+    rows, columns = (4 * torch.rand(2, length, generator=generator, dtype=torch.float64) for length in (5, 3))
+    both = model(pixels(model.config), position_ids=[rows, columns]).last_hidden_state
+    for sample in range(2):
+        one = slice(sample, sample + 1)
+        alone = model(pixels(model.config)[one], position_ids=[rows[sample], columns[one]]).last_hidden_state
+        torch.testing.assert_close(both[one], alone, rtol=1e-12, atol=1e-12)
+    assert (
+        both[0] - model(pixels(model.config), position_ids=[rows[1], columns]).last_hidden_state[0]
+    ).abs().max() > 1e-3
+
+
+def test_a_crop_has_the_learned_positions_that_it_has_in_the_whole():
+    embeddings, whole = make_model().embeddings, pixels(make_config())
+    positions = (torch.tensor([[1.0, 2.0, 3.0]]).double(), torch.tensor([[1.0, 2.0]]).double())
+    crop = embeddings(whole[:, :, 2:8, 3:9], positions=positions)
+    torch.testing.assert_close(crop, embeddings(whole)[:, 1:4, 1:3], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", ["sum", "sequential"])
+@pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
+def test_relative_attention_written_out(num_axes, mode):
+    model = make_model(num_axes, position_embedding="relative", attention_mode=mode, num_hidden_layers=1)
+    f, grid = model.layers[0].attention, GRIDS[num_axes]
+    generator = torch.Generator().manual_seed(5)
+    hidden_states = torch.randn(2, *grid, 8, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, *grid, generator=generator) < 0.8
+    updates = []
+    for axis, attention in enumerate(f.axes):
+        x = f.norm(hidden_states) if mode == "sum" else f.norms[axis](hidden_states + sum(updates))
+        query, key, value = (
+            projection(x).unflatten(-1, (2, 4)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        output = torch.zeros_like(query)
+        table, length = attention.positions[0].table, grid[axis]
+        lines = [states.movedim(axis + 1, -3).flatten(0, -4) for states in (query, key, value, output)]
+        keep = mask.movedim(axis + 1, -1).flatten(0, -2)
+        for line in range(len(keep)):
+            for head, i in itertools.product(range(2), range(length)):
+                keys = [j for j in range(length) if keep[line, j]]
+                if keys:
+                    scores = [
+                        lines[0][line, i, head] @ lines[1][line, j, head] / 2 + table[i - j + length - 1, head]
+                        for j in keys
+                    ]
+                    weights = torch.stack(scores).softmax(0)
+                    lines[3][line, i, head] = weights @ lines[2][line, keys, head]
+        moved = lines[3].view(*query.movedim(axis + 1, -3).shape).movedim(-3, axis + 1)
+        updates.append(attention.o_proj(moved.flatten(-2)))
+    torch.testing.assert_close(f(hidden_states, LayerContext(mask=mask)), sum(updates), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("position_embedding", ["learned+relative", "rotary"])
+def test_positions_from_outside_in_compiled_and_exported_code(position_embedding):
+    model = make_model(dtype=torch.float32, position_embedding=position_embedding, num_hidden_layers=1)
+    pixel_values, position_ids = pixels(model.config, dtype=torch.float32), [torch.arange(5.0) * 0.7, torch.ones(2, 3)]
+    expected = model(pixel_values, position_ids=position_ids).last_hidden_state
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pixel_values, position_ids=position_ids).last_hidden_state, expected)
+    program = torch.export.export(model, (pixel_values,), {"position_ids": position_ids})
+    torch.testing.assert_close(program.module()(pixel_values, position_ids=position_ids).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("model_class", [AxialForImageClassification, AxialBackbone])
+def test_heads_hand_positions_down(model_class):
+    torch.manual_seed(0)
+    model = model_class(make_config(num_labels=3)).double().eval()
+    position_ids = [cells.flip(0) for cells in counted([5, 3])]
+    seen = []
+    model.axial.register_forward_hook(lambda *call: seen.append(call[2]["position_ids"]), with_kwargs=True)
+    model(pixels(model.config), position_ids=position_ids)
+    assert seen[0] is position_ids

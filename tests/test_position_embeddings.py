@@ -7,8 +7,12 @@ import torch
 from modeling_axial import AxialConfig, AxialPositionalEmbedding
 from modeling_axial.position_embeddings import (
     LearnedPositionEmbedding,
+    RelativePosition,
     RotaryPosition,
     apply_rotary,
+    check_position_ids,
+    line_classes,
+    make_grid_positions,
     prepare_line,
     read_table,
     resample_table,
@@ -272,3 +276,91 @@ def test_the_table_is_read_deterministically_on_every_device():
         nodes.add(type(node).__name__)
         todo += [parent for parent, _ in node.next_functions if parent is not None]
     assert "IndexBackward0" in nodes and not any("Upsample" in name for name in nodes)
+
+
+# ---- relative ----
+
+
+def relative(length, heads=HEADS):
+    config = config_for((length,), position_embedding="relative", num_attention_heads=heads)
+    module = RelativePosition(config, config.axes[0]).double()
+    module.table.data = states(*module.table.shape)
+    return config, module
+
+
+def bias_of(config, module, positions):
+    return module.bias(module.prepare(config, config.axes[0], positions))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_one_number_for_each_head_and_distance(length):
+    config, module = relative(length)
+    assert module.table.shape == (2 * length - 1, HEADS)
+    bias = bias_of(config, module, torch.arange(length + 3, dtype=torch.float64)[None])
+    assert bias.shape == (1, HEADS, length + 3, length + 3)
+    for head, query, key in itertools.product(range(HEADS), range(length + 3), range(length + 3)):
+        distance = min(max(query - key, 1 - length), length - 1)  # clipped
+        assert bias[0, head, query, key] == module.table[distance + length - 1, head]
+
+
+def test_distances_between_whole_numbers_are_mixed_and_may_differ_between_samples():
+    config, module = relative(5)
+    positions = torch.tensor([[0.0, 0.25, 3.0], [10.0, 12.0, 30.0]], dtype=torch.float64)
+    bias = bias_of(config, module, positions)
+    at = {distance: module.table[distance + 4] for distance in range(-4, 5)}
+    torch.testing.assert_close(bias[0, :, 1, 0], 0.75 * at[0] + 0.25 * at[1])
+    torch.testing.assert_close(bias[0, :, 0, 1], 0.75 * at[0] + 0.25 * at[-1])
+    torch.testing.assert_close(bias[0, :, 2, 1], 0.25 * at[2] + 0.75 * at[3])
+    rows = [at[distance] for distance in (0, -2, -4, 2, 0, -4, 4, 4, 0)]  # from 30 it is clipped
+    torch.testing.assert_close(bias[1], torch.stack(rows).T.view(HEADS, 3, 3))
+
+
+# ---- kinds by name, and positions from outside ----
+
+
+def test_kinds_may_differ_between_axes():
+    config = config_for((5, 3, 2), position_embedding=["learned", "rotary+relative", "learned"])
+    (module,) = make_grid_positions(config)
+    assert {name: table.shape[0] for name, table in module.named_parameters()} == {"axis_0": 5, "axis_2": 2}
+    assert [line_classes(axis) for axis in config.axes] == [[], [RotaryPosition, RelativePosition], []]
+    hidden_states = states(2, 5, 3, 2, 12).float()
+    prepared = [prepare_line(config, axis, hidden_states) for axis in config.axes]
+    assert [len(each) for each in prepared] == [0, 2, 0]
+
+
+def test_positions_from_outside_are_rows_of_the_tables_and_a_mask_moves_nothing():
+    module, hidden_states = learned((5, 3)), states(2, 2, 4, HEADS * HEAD_DIM, seed=9)
+    rows = torch.tensor([[1.0, 7.0], [0.5, -3.0]], dtype=torch.float64)
+    columns = torch.tensor([[2.0, 1.0, 0.0, 0.25]], dtype=torch.float64)
+    mask = torch.zeros(2, 2, 4, dtype=torch.bool)
+    mask[:, 1, 2] = True
+    output = module(hidden_states, mask, (rows, columns))
+    assert torch.equal(output, module(hidden_states, None, (rows, columns)))
+    of_rows = torch.stack([module.axis_0[[1, 4]], torch.stack([module.axis_0[:2].mean(0), module.axis_0[0]])])
+    of_columns = torch.stack([*module.axis_1[[2, 1, 0]], 0.75 * module.axis_1[0] + 0.25 * module.axis_1[1]])
+    torch.testing.assert_close(output, hidden_states + of_rows[:, :, None] + of_columns)
+
+
+@pytest.mark.parametrize(
+    "position_ids, message",
+    {
+        "tensor": (torch.zeros(2, 5), "one tensor for each of the 2 axes.*got Tensor"),
+        "too few": ([torch.zeros(5)], "one tensor for each of the 2 axes.*of 1"),
+        "length": ([torch.zeros(5), torch.zeros(4)], r"axis 1 must have shape \(3,\) or \(2, 3\), got \(4,\)"),
+        "batch": ([torch.zeros(3, 5), torch.zeros(3)], r"axis 0 must have shape \(5,\) or \(2, 5\), got \(3, 5\)"),
+        "list": ([torch.zeros(5), [0, 1, 2]], "axis 1 must be a tensor of real numbers, got list"),
+        "boolean": ([torch.zeros(5).bool(), torch.zeros(3)], "axis 0 must be a tensor of real numbers, got torch.bool"),
+        "complex": ([torch.zeros(5) * 1j, torch.zeros(3)], "real numbers, got torch.complex64"),
+    }.values(),
+)
+def test_positions_that_do_not_fit_are_refused(position_ids, message):
+    with pytest.raises(ValueError, match=message):
+        check_position_ids(position_ids, (2, 5, 3), torch.float32, torch.device("cpu"))
+
+
+def test_positions_are_kept_precise():
+    given = [torch.arange(5), torch.zeros(1, 3, dtype=torch.float64)]
+    first, second = check_position_ids(given, (2, 5, 3), torch.bfloat16, torch.device("cpu"))
+    assert (first.dtype, second.dtype) == (torch.float32, torch.float64)
+    assert first.tolist() == [[0, 1, 2, 3, 4]] and second.shape == (1, 3)
+    assert check_position_ids(given, (2, 5, 3), torch.float64, torch.device("cpu"))[0].dtype == torch.float64

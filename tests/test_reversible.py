@@ -26,7 +26,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from modeling_axial import AxialConfig, AxialModel
-from modeling_axial.reversible import OneStream, RebuiltTwoStream, TwoStream
+from modeling_axial.reversible import OneStream, RebuiltTwoStream, TwoStream, _Call, _Outputs
 from tests.ranks import run_on_ranks
 
 HIDDEN, GRID = 12, (5, 7)
@@ -794,6 +794,28 @@ def test_random_state_is_only_kept_for_functions_that_drew(dropout, monkeypatch)
     monkeypatch.setattr(torch, "set_rng_state", lambda state: (calls.append(state), set_rng_state(state)))
     loss.backward()
     assert len(calls) == (5 * 2 * 2 if dropout else 0)  # layers, f and g, set and put back
+
+
+def test_the_random_state_of_a_device_is_set_for_the_second_run(monkeypatch):
+    """On CPU, which here stands for a device with a generator of its own."""
+    states, state = [], torch.tensor([7])
+    monkeypatch.setattr(torch.cpu, "get_rng_state", lambda device: state, raising=False)
+    monkeypatch.setattr(torch.cpu, "set_rng_state", lambda *call: states.append(call), raising=False)
+    call, x = _Call(torch.sin, _Outputs()), torch.ones(3, requires_grad=True)
+    call.run(x, lambda: None)
+    of_the_first_run = torch.tensor([5])
+    call.random_states = [torch.get_rng_state(), of_the_first_run]
+    call.run_again(x)
+    assert states[0][0] is of_the_first_run and states[0][1] == x.device
+    assert states[1][0] is state  # put back
+
+
+@pytest.mark.parametrize("differences, fails", [([1e-3, 8e-3, 0.07, 0.5], False), ([1e-3, 2e-2], True), ([0.01], True)])
+def test_differences_that_grow_slowly_are_rounding(differences, fails):
+    outputs = _Outputs()
+    outputs.pending[0] = [([2.0], [2.0 + 2 * difference], {torch.float32}) for difference in differences]
+    with pytest.raises(ValueError, match="gave another output") if fails else nullcontext():
+        outputs.judge(0)
 
 
 def test_random_state_is_restored_when_a_function_fails():
