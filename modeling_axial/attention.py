@@ -318,10 +318,7 @@ def _check_arguments(query, key, value, axis, mask, bias, pair_mask, is_causal) 
     if mask is not None:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean (True = may be attended), got {mask.dtype}.")
-        if mask.dim() > key.dim() - 2 or any(
-            ours not in (1, theirs)
-            for ours, theirs in zip(reversed(mask.shape), reversed(key.shape[:-2]), strict=False)
-        ):
+        if not _broadcasts(mask.shape, key.shape[:-2]):
             raise ValueError(f"mask {_shape(mask)} must broadcast over the keys (batch, *grid) of {_shape(key)}.")
     if bias is not None and not bias.is_floating_point():
         raise ValueError(f"bias must be floating point (it is added to the scores), got {bias.dtype}.")
@@ -329,14 +326,17 @@ def _check_arguments(query, key, value, axis, mask, bias, pair_mask, is_causal) 
         raise ValueError(f"pair_mask must be boolean (True = may be attended), got {pair_mask.dtype}.")
     sizes = (query.shape[0], query.shape[-2], query.shape[axis + 1], key.shape[axis + 1])
     for name, pairs in (("bias", bias), ("pair_mask", pair_mask)):
-        if pairs is not None and (
-            pairs.dim() not in (3, 4)
-            or any(ours not in (1, theirs) for ours, theirs in zip(pairs.shape, sizes[-pairs.dim() :], strict=True))
-        ):
+        if pairs is not None and not (pairs.dim() >= 3 and _broadcasts(pairs.shape, sizes)):
             raise ValueError(
                 f"{name} {_shape(pairs)} must have 3 dimensions that broadcast to (heads, queries, keys) {sizes[1:]}, "
                 f"or 4 that broadcast to (batch, heads, queries, keys) {sizes}."
             )
+
+
+def _broadcasts(shape: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
+    # Not `in (1, size)`: compiled code takes a number and an open size that has this value for different.
+    pairs = zip(reversed(shape), reversed(sizes), strict=False)
+    return len(shape) <= len(sizes) and all(ours == 1 or ours == size for ours, size in pairs)
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -6,8 +6,12 @@ import math
 import torch
 
 
-def reference_axial_attention(query, key, value, axis, mask=None, is_causal=False, scaling=None):
+def reference_axial_attention(
+    query, key, value, axis, mask=None, is_causal=False, scaling=None, bias=None, pair_mask=None
+):
     """Attention along `axis` of (B, *grid, heads, head_dim), by loops over lines and positions, softmax written out.
+
+    Differentiable. `bias` and `pair_mask` broadcast to (B, heads, queries, keys).
 
     Returns the output and the weights (B, *rest, heads, queries, keys), rest = the other axes, slow to fast.
     """
@@ -16,6 +20,9 @@ def reference_axial_attention(query, key, value, axis, mask=None, is_causal=Fals
     grid, key_length = query.shape[1:-2], key.shape[1 + axis]
     if mask is not None:
         mask = mask.expand(key.shape[:-2])
+    pairs_shape = (batch, heads, grid[axis], key_length)
+    bias = torch.zeros((), dtype=query.dtype).expand(pairs_shape) if bias is None else bias.expand(pairs_shape)
+    pair_mask = torch.tensor(True).expand(pairs_shape) if pair_mask is None else pair_mask.expand(pairs_shape)
     output = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=query.dtype)
     rest = [length for number, length in enumerate(grid) if number != axis]
     weights = torch.zeros(batch, *rest, heads, grid[axis], key_length, dtype=query.dtype)
@@ -27,15 +34,17 @@ def reference_axial_attention(query, key, value, axis, mask=None, is_causal=Fals
 
             for t in range(grid[axis]):
                 allowed = [
-                    s for s in range(key_length) if (mask is None or mask[cell(s)]) and (not is_causal or s <= t)
+                    s
+                    for s in range(key_length)
+                    if (mask is None or mask[cell(s)]) and pair_mask[b, n, t, s] and (not is_causal or s <= t)
                 ]
                 if not allowed:
                     continue
-                scores = [scaling * (query[(*cell(t), n)] * key[(*cell(s), n)]).sum().item() for s in allowed]
-                largest = max(scores)
-                exponentials = [math.exp(score - largest) for score in scores]
-                for s, exponential in zip(allowed, exponentials, strict=True):
-                    weight = exponential / sum(exponentials)
+                scores = [
+                    scaling * (query[(*cell(t), n)] * key[(*cell(s), n)]).sum() + bias[b, n, t, s] for s in allowed
+                ]
+                exponentials = (torch.stack(scores) - max(score.item() for score in scores)).exp()
+                for s, weight in zip(allowed, exponentials / exponentials.sum(), strict=True):
                     weights[(b, *others, n, t, s)] = weight
                     output[(*cell(t), n)] += weight * value[(*cell(s), n)]
     return output, weights

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import pytest
 import torch
@@ -15,7 +16,20 @@ from modeling_axial.position_embeddings import prepare_line
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
+
+def plain_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=False, **kwargs):
+    """Somebody else's interface: it folds lines into the batch, and a query without any key gives NaN."""
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if is_causal:
+        attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = torch.zeros(attention_mask.shape, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
+    weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
 BACKENDS = {"sdpa": None, "eager": eager_attention_forward}
+ALL_BACKENDS = {**BACKENDS, "another": plain_attention}
 PRIME_GRIDS = [(7,), (5, 3), (2, 5, 3), (3, 2, 5, 7), (2, 3, 2, 5, 3)]
 
 
@@ -94,6 +108,75 @@ def test_attention_equals_the_slow_reference(case):
         assert weights is None
 
 
+@st.composite
+def pair_cases(draw):
+    num_axes = draw(st.integers(1, 4))
+    grid = draw(st.lists(st.sampled_from([1, 2, 3, 5] if num_axes < 3 else [1, 2, 3]), min_size=num_axes))[:num_axes]
+    axis = draw(st.integers(0, num_axes - 1))
+    is_causal = draw(st.booleans())
+    # Which dims of (heads, queries, keys) or (batch, heads, queries, keys) do not broadcast.
+    whole = st.one_of(*(st.lists(st.booleans(), min_size=rank, max_size=rank) for rank in (3, 4)))
+    bias, pair_mask = draw(st.tuples(whole | st.none(), whole | st.none()).filter(any))
+    return {
+        "batch": draw(st.sampled_from([2, 1, 0])),
+        "grid": grid,
+        "axis": axis,
+        "key_length": grid[axis] if is_causal else draw(st.sampled_from([1, 2, 3, 5])),
+        "heads": draw(st.integers(1, 3)),
+        "is_causal": is_causal,
+        "bias": bias,
+        "pair_mask": pair_mask,
+        "masked": draw(st.booleans()),
+        "learned": draw(st.sampled_from(["all", "states only", "bias only"] if bias else ["states only"])),
+        "backend": draw(st.sampled_from(sorted(ALL_BACKENDS))),
+        "seed": draw(st.integers(0, 2**16)),
+    }
+
+
+@settings(max_examples=150)
+@given(pair_cases())
+def test_biases_and_masks_of_pairs_equal_the_slow_reference(case):
+    def draw(*shape, salt):
+        return states(*shape, seed=case["seed"] + salt)
+
+    def draw_pairs(whole, salt):
+        sizes = (case["batch"], case["heads"], case["grid"][case["axis"]], case["key_length"])[-len(whole) :]
+        return draw(*(size if own else 1 for size, own in zip(sizes, whole, strict=True)), salt=salt)
+
+    key_grid = list(case["grid"])
+    key_grid[case["axis"]] = case["key_length"]
+    inputs = [draw(case["batch"], *grid, case["heads"], 3, salt=n) for n, grid in enumerate((case["grid"], key_grid))]
+    inputs.append(draw(case["batch"], *key_grid, case["heads"], 2, salt=2))
+    options = {"is_causal": case["is_causal"]}
+    if case["masked"]:
+        options["mask"] = draw(case["batch"], *key_grid, salt=3) > -0.5
+    if case["pair_mask"]:
+        options["pair_mask"] = draw_pairs(case["pair_mask"], 4) > -0.5
+    if case["bias"]:
+        options["bias"] = draw_pairs(case["bias"], 5)
+    learned = (inputs if case["learned"] != "bias only" else []) + (
+        [options["bias"]] if case["learned"] != "states only" else []
+    )
+    for tensor in learned:
+        tensor.requires_grad_()
+
+    output, weights = axial_attention(
+        *inputs, case["axis"], attention_interface=ALL_BACKENDS[case["backend"]], **options
+    )
+
+    expected, expected_weights = reference_axial_attention(*inputs, case["axis"], **options)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    if case["backend"] == "sdpa":
+        assert weights is None
+    else:
+        torch.testing.assert_close(weights, expected_weights.reshape(weights.shape), rtol=1e-12, atol=1e-12)
+    if expected.requires_grad:  # there was some key to read
+        ours, theirs = (
+            torch.autograd.grad(result.sin().sum(), learned, materialize_grads=True) for result in (output, expected)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_by_default_attention_is_whole_and_scaled_by_the_root_of_the_width(backend):
     query, key, value = (states(2, 3, 5, 2, 4, seed=seed) for seed in range(3))
@@ -110,9 +193,11 @@ def test_interfaces_by_themselves(attend):
     cases = [{}, {"is_causal": True}, {"mask": mask}]
     if attend is eager_attention_forward:  # PyTorch's refuses the two together
         cases.append({"mask": mask, "is_causal": True})
+    bias = states(2, 3, 7, 7, seed=4)
+    cases.append({"bias": bias.masked_fill((states(7, 7, seed=5) > 0.5).fill_diagonal_(False), -torch.inf)})
     for case in cases:
         options = dict(case)
-        attention_mask = options.pop("mask")[:, None, None] if "mask" in case else None
+        attention_mask = options.pop("mask")[:, None, None] if "mask" in case else options.pop("bias", None)
         output, _ = attend(None, *(part.transpose(1, 2) for part in (query, key, value)), attention_mask, **options)
         expected, _ = reference_axial_attention(query, key, value, 0, **case)
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
@@ -168,6 +253,40 @@ def test_a_fully_masked_line_gives_zeros_and_finite_gradients(backend):
     assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
 
 
+@pytest.mark.parametrize("by", ["mask", "pair_mask", "both", "is_causal"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("backend", sorted(ALL_BACKENDS))
+def test_a_query_that_may_read_no_key_gives_zeros_and_finite_gradients(backend, biased, by):
+    inputs = [states(2, 5, 3, 2, 4, seed=seed).requires_grad_() for seed in range(3)]
+    first, options = torch.arange(5) < 2, {"pair_mask": torch.ones(2, 5, 5, dtype=torch.bool)}
+    without_key = torch.zeros(2, 5, 3, 2, dtype=torch.bool)
+    if by == "mask":
+        options["mask"] = torch.ones(2, 5, 3, dtype=torch.bool)
+        options["mask"][1, :, 2] = False
+        without_key[1, :, 2] = True
+    else:
+        # The second head of query 1 may read the first two keys, if at all, and that of query 0 the others.
+        options["pair_mask"][1, :2] = False
+        options["pair_mask"][1, 1] = first
+        options["pair_mask"][1, 0] = ~first
+        if by == "both":
+            options["mask"] = ~first[:, None]
+            without_key[:, 1, :, 1] = True
+        elif by == "is_causal":
+            options["is_causal"] = True
+            without_key[:, 0, :, 1] = True
+        else:
+            options["pair_mask"][1, 1] = False
+            without_key[:, 1, :, 1] = True
+    if biased:
+        options["bias"] = states(2, 5, 5, seed=3).requires_grad_()
+        inputs.append(options["bias"])
+    output, weights = axial_attention(*inputs[:3], 0, attention_interface=ALL_BACKENDS[backend], **options)
+    assert (output[without_key] == 0).all() and (output[~without_key] != 0).all()
+    assert weights is None or ((weights.sum(-1) - 1).abs() < 1e-12).sum() == (~without_key).sum()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(output.sin().sum(), inputs))
+
+
 @pytest.mark.parametrize("content", [torch.nan, torch.inf, -torch.inf, 1e300])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -187,6 +306,30 @@ def test_what_stands_in_masked_cells_has_no_effect(backend, axis, is_causal, con
     expected, _ = reference_axial_attention(*(tensor.detach() for tensor in inputs), axis, mask, is_causal)
     torch.testing.assert_close(results[1][0], expected[mask], rtol=1e-12, atol=1e-12)
     assert all(map(torch.equal, *results)) and all(tensor[~mask].abs().sum() == 0 for tensor in results[1][1:])
+
+
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, -torch.inf, 1e300])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("backend", sorted(ALL_BACKENDS))
+def test_neither_has_the_bias_of_pairs_that_are_masked(backend, axis, is_causal, content):
+    mask, length = states(2, 5, 3, seed=4) > -0.3, (5, 3)[axis]
+    mask[:, (0, 1)[axis]] = False  # a key that nobody reads
+    pair_mask = states(2, length, length, seed=5) > -0.3
+    pair_mask[1, 1] = False
+    used = (pair_mask & torch.ones(length, length, dtype=torch.bool).tril()) if is_causal else pair_mask.clone()
+    if axis == 0:
+        used[..., 0] = False
+    options, results = {"mask": mask, "pair_mask": pair_mask, "is_causal": is_causal}, []
+    for filled in (0.0, content):
+        inputs = [states(2, 5, 3, 2, 4, seed=seed).masked_fill(~mask[..., None, None], filled) for seed in range(3)]
+        inputs.append(states(2, length, length, seed=6).masked_fill(~used, filled))
+        *inputs, bias = (tensor.requires_grad_() for tensor in inputs)
+        output, _ = axial_attention(*inputs, axis, bias=bias, attention_interface=ALL_BACKENDS[backend], **options)
+        results.append([output[mask], *torch.autograd.grad(output[mask].sin().sum(), [*inputs, bias])])
+    expected, _ = reference_axial_attention(*inputs, axis, bias=bias, **options)
+    torch.testing.assert_close(results[1][0], expected[mask], rtol=1e-12, atol=1e-12)
+    assert all(map(torch.equal, *results)) and (results[1][-1][~used] == 0).all()
 
 
 def test_a_query_that_is_no_number_gives_none_unless_its_own_cell_is_masked():
@@ -220,6 +363,32 @@ def test_more_lines_than_a_kernel_takes_are_split(monkeypatch, axis, masked, bac
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("backend", sorted(ALL_BACKENDS))
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [(2,), (1,), (3, 2), (3, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_biases_are_split_with_the_lines(monkeypatch, axis, sizes, masked, backend):
+    query, key, value = (states(3, 5, 2, 7, 2, 3, seed=seed) for seed in range(3))
+    length = (5, 2, 7)[axis]
+    options = {"bias": states(*sizes, length, length, seed=4), "attention_interface": ALL_BACKENDS[backend]}
+    if masked:
+        options["pair_mask"] = states(*sizes, length, length, seed=5) > -0.5
+        options["mask"] = states(3, 5, 2, 7, seed=6) > -0.5
+    whole = axial_attention(query, key, value, axis, **options)
+    largest, real = [], attention_module._attend_in_pieces
+
+    def recording(interface, module, query, *args, **kwargs):
+        largest.append(max(query.shape[:2]))
+        return real(interface, module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention_module, "MAX_LINES", 4)
+    monkeypatch.setattr(attention_module, "_attend_in_pieces", recording)
+    split = axial_attention(query, key, value, axis, **options)
+    assert sum(number <= 4 for number in largest) > 1, "nothing was split"
+    for ours, theirs in zip(split, whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_65537_lines(axis):
     grid = (2, 65_537) if axis == 0 else (65_537, 2)
@@ -247,6 +416,43 @@ def test_folding_for_the_fused_kernel_copies_nothing():
     for axis in range(3):
         folded = attention_module.fold_lines_into_heads(query, axis)
         assert folded.dim() == 4 and folded.data_ptr() == query.data_ptr()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_what_all_lines_share_is_repeated_only_for_lines_that_are_heads(axis):
+    query, length, lines_of_heads = states(3, 5, 2, 7, 2, 4), (5, 2, 7)[axis], (14, 7, 1)[axis]
+    heads, batch = attention_module.fold_lines_into_heads, attention_module.fold_lines_into_batch
+    for sizes, fold, expected in (
+        ((2,), heads, (1, lines_of_heads * 2)),
+        ((2,), batch, (1, 2)),
+        ((1,), heads, (1, 1)),
+        ((1, 1), batch, (1, 1)),
+    ):
+        pairs = states(*sizes, length, length)
+        folded = attention_module.fold_pairs(pairs, fold, query, axis)
+        assert folded.shape == (*expected, length, length)
+        assert expected[1] > 2 or folded.data_ptr() == pairs.data_ptr()
+
+
+@pytest.mark.parametrize("backend", sorted(ALL_BACKENDS))
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_receptive_field_of_a_band_is_the_band(axis, backend):
+    grid, position, heads = (7, 5, 3), (3, 2, 1), 2
+    length = grid[axis]
+    offsets = torch.arange(length) - torch.arange(length)[:, None]
+    pair_mask = torch.stack([offsets.abs() <= 1, (offsets >= 0) & (offsets <= 1)])
+    query = states(2, *grid, heads, 4)
+    value = states(2, *grid, heads, 4, seed=1).requires_grad_()
+    output, _ = axial_attention(
+        query, query, value, axis, pair_mask=pair_mask, attention_interface=ALL_BACKENDS[backend]
+    )
+    for head in range(heads):
+        (gradient,) = torch.autograd.grad(output[(0, *position, head)].sum(), value, retain_graph=True)
+        expected = torch.zeros(2, *grid, heads, dtype=torch.bool)
+        for reached in range(length):
+            if pair_mask[head, position[axis], reached]:
+                expected[(0, *position[:axis], reached, *position[axis + 1 :], head)] = True
+        assert torch.equal(gradient.abs().sum(-1) > 0, expected) and expected.sum() > 1
 
 
 @pytest.mark.parametrize("mode", ["sum", "sequential"])
@@ -312,6 +518,83 @@ def _small_attention(grid, mode):
     return ATTENTION_CLASSES[mode](config).eval()
 
 
+class BiasedAttention(torch.nn.Module):
+    """Along every axis, with a bias of its own to learn and a mask of pairs, cut to the lengths of the input."""
+
+    def __init__(self, grid):
+        super().__init__()
+        self.biases = torch.nn.ParameterList(
+            states(2, length + 5, length + 5, seed=length, dtype=torch.float32) for length in grid
+        )
+
+    def forward(self, query, mask):
+        output = 0.0
+        for axis, bias in enumerate(self.biases):
+            length = query.shape[axis + 1]
+            bias = bias[:, :length, :length]
+            pair_mask = torch.ones(length, length, dtype=torch.bool).triu(-2)[None]
+            output = output + axial_attention(query, query, query, axis, mask=mask, bias=bias, pair_mask=pair_mask)[0]
+            output = output + axial_attention(query, query, query, axis, bias=bias, is_causal=True)[0]
+            output = output + axial_attention(query, query, query, axis, pair_mask=pair_mask)[0]
+        return output
+
+
+def biased_inputs(batch, *grid):
+    return states(batch, *grid, 2, 4, dtype=torch.float32), states(batch, *grid, seed=1) > -0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", PRIME_GRIDS[:3], ids=str)
+def test_compiled_biases_equal_eager_ones(grid):
+    torch.compiler.reset()
+    module = BiasedAttention(grid)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    for learned in (True, False):
+        module.requires_grad_(learned)
+        for inputs in (biased_inputs(2, *grid), biased_inputs(3, *(length + 2 for length in grid))):
+            inputs[0].requires_grad_()
+            learn = [inputs[0], *(parameter for parameter in module.parameters() if learned)]
+            outputs = compiled(*inputs), module(*inputs)
+            torch.testing.assert_close(*outputs)
+            torch.testing.assert_close(*(torch.autograd.grad(output.sin().sum(), learn) for output in outputs))
+
+
+@pytest.mark.parametrize("grid", PRIME_GRIDS[:3], ids=str)
+def test_exported_biases_equal_eager_ones_at_other_sizes(grid):
+    module, inputs = BiasedAttention(grid), biased_inputs(2, *grid)
+    dynamic = {dim: torch.export.Dim.DYNAMIC for dim in range(1 + len(grid))}
+    program = torch.export.export(module, inputs, dynamic_shapes=(dynamic, dynamic))
+    kernels = [node for node in program.graph.nodes if "scaled_dot_product_attention" in str(node.target)]
+    assert len(kernels) == 3 * len(grid)
+    for others in (inputs, biased_inputs(5, *(length + 4 for length in grid))):
+        torch.testing.assert_close(program.module()(*others), module(*others))
+
+
+def test_biases_that_need_no_gradient_stay_on_the_fused_kernel():
+    query, bias = states(2, 5, 3, 2, 4).requires_grad_(), states(2, 5, 5, seed=1).requires_grad_()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):  # fails where it cannot run
+        for mask in (None, states(2, 5, 3) > 0):
+            for pairs in (bias, bias[None], bias[:1]):
+                with torch.no_grad():
+                    axial_attention(query, query, query, 0, mask=mask, bias=pairs)
+                output, _ = axial_attention(query, query, query, 0, mask=mask, bias=pairs.detach())
+                assert "FlashAttention" in str(_kernels_of(output.grad_fn))
+    output, _ = axial_attention(query, query, query, 0, bias=bias)
+    assert "SoftmaxBackward" in str(_kernels_of(output.grad_fn)) and "SafeSoftmax" not in str(
+        _kernels_of(output.grad_fn)
+    )
+
+
+def _kernels_of(node):
+    """The names of all nodes of a graph that backward runs."""
+    names, nodes = [], [node]
+    while nodes:
+        node = nodes.pop()
+        names.append(node.name())
+        nodes += [before for before, _ in node.next_functions if before is not None]
+    return names
+
+
 def test_a_registered_backend_is_used():
     seen = []
 
@@ -365,11 +648,13 @@ def test_attention_dropout_is_for_training_only(implementation):
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
-def test_dropout_drops_and_keeps_the_expectation(backend):
+@pytest.mark.parametrize("biased", [False, True])
+def test_dropout_drops_and_keeps_the_expectation(biased, backend):
     query = states(1, 3, 101, 1, 2, dtype=torch.float32)
     value = torch.ones(1, 3, 101, 1, 1)
+    bias = states(1, 101, 101, dtype=torch.float32).requires_grad_() if biased else None
     torch.manual_seed(0)
-    output, _ = axial_attention(query, query, value, 1, dropout=0.5, attention_interface=BACKENDS[backend])
+    output, _ = axial_attention(query, query, value, 1, bias=bias, dropout=0.5, attention_interface=BACKENDS[backend])
     assert output.std() > 0.01 and abs(output.mean() - 1) < 0.05
 
 
@@ -378,9 +663,43 @@ def test_scores_of_float16_overflow_later_than_their_products(backend):
     query = key = torch.full((1, 3, 1, 64), 40.0, dtype=torch.float16)  # 64 · 40² = 102,400, over 8 it is 12,800
     output, _ = axial_attention(query, key, key, 0, attention_interface=BACKENDS[backend])
     torch.testing.assert_close(output, key)
+    # A bias that is the same for all keys changes nothing, and 12,800 + 60,000 is more than float16 holds.
+    for bias in (torch.full((1, 3, 3), 60_000.0), torch.full((1, 3, 3), 60_000.0).requires_grad_()):
+        output, _ = axial_attention(query, key, key, 0, bias=bias, attention_interface=BACKENDS[backend])
+        torch.testing.assert_close(output, key)
 
 
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"mask": states(5, 3) > -0.5, "scaling": 0.3}])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_a_bias_is_added_in_the_dtype_of_the_scores(backend, dtype):
+    query, key, value = (states(2, 5, 3, 2, 4, seed=seed).to(dtype) for seed in range(3))
+    bias, mask = states(2, 5, 5, dtype=torch.float32).requires_grad_(), states(2, 5, 3) > 0
+    for options in ({}, {"mask": mask}, {"is_causal": True}):
+        expected, _ = reference_axial_attention(
+            *(tensor.double() for tensor in (query, key, value)), 0, bias=bias.to(dtype).double(), **options
+        )
+        (expected_gradient,) = torch.autograd.grad(expected.sum(), bias)
+        output, _ = axial_attention(query, key, value, 0, bias=bias, attention_interface=BACKENDS[backend], **options)
+        (gradient,) = torch.autograd.grad(output.sum(), bias)
+        assert output.dtype == dtype and gradient.dtype == bias.dtype
+        error = {torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 1e-1}[dtype]
+        torch.testing.assert_close(output.double(), expected, rtol=0, atol=error)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=max(error, 1e-6))
+        frozen, _ = axial_attention(
+            query, key, value, 0, bias=bias.detach(), attention_interface=BACKENDS[backend], **options
+        )
+        torch.testing.assert_close(frozen.double(), expected, rtol=0, atol=error)
+
+
+FORWARD_MODE_OPTIONS = [
+    {},
+    {"is_causal": True},
+    {"mask": states(5, 3) > -0.5, "scaling": 0.3},
+    {"bias": states(2, 5, 5, seed=6), "pair_mask": states(1, 5, 5, seed=7) > -0.5, "is_causal": True},
+]
+
+
+@pytest.mark.parametrize("options", FORWARD_MODE_OPTIONS)
 def test_fused_attention_has_forward_mode_derivatives(options):
     """Along a direction, of outputs and of gradients: those of eager attention and of differences."""
     inputs, tangents = (tuple(states(2, 5, 3, 2, 4, seed=seed + n) for n in range(3)) for seed in (0, 3))
@@ -401,6 +720,19 @@ def test_fused_attention_has_forward_mode_derivatives(options):
         torch.testing.assert_close(moved[0], (attend(*ahead) - attend(*behind)) / (2 * step), rtol=1e-6, atol=1e-8)
         found[name] = moved
     torch.testing.assert_close(found["sdpa"], found["eager"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("sizes", [(2, 3, 3), (2, 1, 3, 3), (1, 3, 1)], ids=str)
+def test_gradcheck_of_biases(sizes, backend):
+    query, key, value = (states(2, 3, 2, 2, 4, seed=seed) for seed in range(3))
+    mask, pair_mask = states(2, 3, 2, seed=3) > -0.5, states(2, 3, 3, seed=4) > -0.5
+    bias = states(*sizes, seed=5).requires_grad_()
+    options = {"mask": mask, "pair_mask": pair_mask, "attention_interface": BACKENDS[backend]}
+    torch.autograd.gradcheck(
+        lambda bias: axial_attention(query, key, value, 0, bias=bias, **options)[0], bias, check_forward_ad=True
+    )
+    torch.autograd.gradgradcheck(lambda bias: axial_attention(query, key, value, 0, bias=bias, **options)[0], bias)
 
 
 def test_eager_softmax_runs_in_float32_for_half_precision():
@@ -425,6 +757,29 @@ BAD_CALLS = {
     "float mask": (((2, 3, 2, 4),) * 3, 0, {"mask": torch.ones(2, 3)}, "must be boolean"),
     "mask of a wrong shape": (((2, 3, 2, 4),) * 3, 0, {"mask": torch.ones(2, 5, dtype=torch.bool)}, "broadcast"),
     "mask with heads": (((2, 3, 2, 4),) * 3, 0, {"mask": torch.ones(2, 3, 2, dtype=torch.bool)}, "broadcast"),
+    "boolean bias": (((2, 3, 2, 4),) * 3, 0, {"bias": torch.ones(2, 3, 3) > 0}, "bias must be floating point.*bool"),
+    "bias of integers": (((2, 3, 2, 4),) * 3, 0, {"bias": torch.ones(2, 3, 3).int()}, "floating point.*int32"),
+    "float mask of pairs": (((2, 3, 2, 4),) * 3, 0, {"pair_mask": torch.ones(2, 3, 3)}, "pair_mask.*boolean.*float32"),
+} | {
+    f"{name} of {shape}": (
+        ((2, 7, 5, 3, 4), (2, 7, 11, 3, 4), (2, 7, 11, 3, 4)),
+        1,
+        {name: torch.ones(shape) > 0 if name == "pair_mask" else torch.ones(shape)},
+        f"{name} {re.escape(str(shape))} must .* 3 .*{re.escape('(3, 5, 11)')}.* 4 .*{re.escape('(2, 3, 5, 11)')}",
+    )
+    for name in ("bias", "pair_mask")
+    for shape in (
+        (),
+        (5, 11),
+        (2, 7, 3, 5, 11),
+        (2, 5, 11),
+        (3, 11, 5),
+        (3, 7, 11),
+        (3, 5, 10),
+        (3, 2, 5, 11),
+        (7, 3, 5, 11),
+        (2, 3, 1, 5),
+    )
 }
 
 
