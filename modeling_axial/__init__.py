@@ -22,6 +22,7 @@ from .image_transformer import (
     InducedSetAttention,
     SelfAttention,
 )
+from .layer_context import LayerContext
 from .modeling_axial import AxialModel, AxialPreTrainedModel
 from .modeling_axial_decoder import AxialForCausalImageModeling
 from .modeling_axial_heads import AxialBackbone, AxialForImageClassification
@@ -49,6 +50,7 @@ __all__ = [
     "AxialSelfAttention",
     "InducedAxialAttention",
     "InducedSetAttention",
+    "LayerContext",
     "OneStream",
     "RebuiltTwoStream",
     "SelfAttention",

@@ -141,10 +141,10 @@ def run_layers(
     layers: nn.ModuleList,
     executor_class: type[OneStream] | type[TwoStream],
     hidden_states: torch.Tensor,
-    context: LayerContext = NO_CONTEXT,
+    layer_context: LayerContext = NO_CONTEXT,
     output_hidden_states: bool = False,
 ) -> torch.Tensor:
-    """(B, *grid, hidden_size) through a chain of `ResidualPair`s, which share `context`; the same shape out.
+    """(B, *grid, hidden_size) through a chain of `ResidualPair`s, which share `layer_context`; the same shape out.
 
     `executor_class`: of `reversible.py`. Where layers are checkpointed, the one that stores activations stands in for
     one that rebuilds them: checkpointing keeps the streams between the layers, so that nothing is left to rebuild.
@@ -159,7 +159,7 @@ def run_layers(
     executor = executor_class()
     streams = executor.enter(hidden_states)
     for layer in layers:
-        output = layer(*streams, executor=executor, context=context, output_hidden_states=output_hidden_states)
+        output = layer(*streams, executor=executor, context=layer_context, output_hidden_states=output_hidden_states)
         streams = output[1:] if isinstance(output, tuple) else (output,)
     return executor.leave(*streams)
 

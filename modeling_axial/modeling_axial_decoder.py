@@ -29,7 +29,6 @@ from .configuration_axial_decoder import AxialDecoderConfig
 from .forward_keywords import records_outputs
 from .grid import neighbourhoods, shift
 from .layer_context import LayerContext
-from .line_cache import LineCache
 from .position_embeddings import LearnedPositionEmbedding
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
@@ -50,13 +49,10 @@ class AxialStack(nn.Module):
         for branch in (branch for block in self.blocks for branch in block.children()):
             branch.last_projection.initial_gain = 1e-10  # pyrefly: ignore  residual branches start at about zero
 
-    def forward(
-        self, hidden_states: torch.Tensor, cache: LineCache | None = None, output_attentions=False, **kwargs
-    ) -> torch.Tensor:
-        """`kwargs`: what blocks take. With a `cache`, as in `LayerContext`, `hidden_states` is the next position
-        along the causal axis."""
-        context = LayerContext(cache=cache, output_attentions=output_attentions)
-        return run_layers(self.blocks, self.executor_class, hidden_states, context, **kwargs)
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """`kwargs`: as in `run_layers`. With a cache in the `layer_context`, `hidden_states` is the next position along
+        the causal axis."""
+        return run_layers(self.blocks, self.executor_class, hidden_states, **kwargs)
 
 
 class AxialExteriorEncoder(nn.Module):
@@ -70,7 +66,7 @@ class AxialExteriorEncoder(nn.Module):
         self.stack = AxialStack(config, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
 
     def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        """`context`: added to every cell, broadcast. `kwargs`: what blocks take."""
+        """`context`: added to every cell, broadcast. `kwargs`: as in `run_layers`."""
         hidden_states = self.position_embeddings(self.projection(neighbourhoods(planes)))
         return self.stack(hidden_states if context is None else hidden_states + context, **kwargs)
 
@@ -203,9 +199,12 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             ValueError: for shapes, types or conditions that the model does not have.
             TypeError: for other keywords.
         """
+        output_hidden_states, output_attentions = (
+            bool(kwargs.pop(name, getattr(self.config, name))) for name in ("output_hidden_states", "output_attentions")
+        )
         recorded = {
-            name: bool(kwargs.pop(name, getattr(self.config, name)))
-            for name in ("output_hidden_states", "output_attentions")
+            "layer_context": LayerContext(output_attentions=output_attentions),
+            "output_hidden_states": output_hidden_states,
         }
         for name, value in kwargs.items():
             if value is not None or name not in ("attention_mask", "inputs_embeds", "labels"):
@@ -322,7 +321,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
 
         `channel` `(B,)`: the channel of each picture that is to be generated (`channel_order="slices"`); of
         `input_ids`, only the channels before it are read. Returns `(B, *token grid, hidden_size)`. `kwargs`, here and
-        below: what blocks take.
+        below: as in `run_layers`.
         """
         batch_size, num_channels, *image_shape = input_ids.shape
         grid_shape = self._split_grids(input_ids).shape[2:]

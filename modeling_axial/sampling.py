@@ -27,6 +27,7 @@ import torch
 from transformers.utils import logging
 
 from .grid import shift
+from .layer_context import LayerContext
 from .line_cache import LineCache, StaticLineCache
 
 
@@ -255,7 +256,8 @@ def sample_compiled(model, tokens: torch.Tensor, known: torch.Tensor, context: t
     """As `sample_cached`, the step of the inner level compiled. What is drawn first waits for the compiler."""
     inner_cache = StaticLineCache(tokens.dim() - 2, tokens.shape[-1], tokens.device)
     first_cell = _at(context, (0,) * (tokens.dim() - 1))
-    model.run_inner_level(torch.zeros_like(first_cell), first_cell, cache=inner_cache)  # makes the tensors of the cache
+    with_cache = LayerContext(cache=inner_cache)
+    model.run_inner_level(torch.zeros_like(first_cell), first_cell, layer_context=with_cache)  # makes its tensors
     step = torch.compile(model.run_inner_level, dynamic=False)
     _sample_step_by_step(model, tokens, known, context, draw, inner_cache, step)
 
@@ -285,15 +287,17 @@ def _sample_step_by_step(
             if position + 1 < tokens.shape[axis + 1]:
                 hidden_states = model.token_embeddings(_at(tokens, (*index, position)))
                 caches[axis].position = position
-                gathered = model.outer_levels[axis](hidden_states + own_context, cache=caches[axis])
+                with_cache = LayerContext(cache=caches[axis])
+                gathered = model.outer_levels[axis](hidden_states + own_context, layer_context=with_cache)
 
     def fill_line(line: tuple[int, ...], context: torch.Tensor) -> None:
         if not draw.start_line(tokens, known, line):
             return
         previous = torch.zeros_like(context.narrow(fastest + 1, 0, 1), memory_format=torch.contiguous_format)
+        with_cache = LayerContext(cache=inner_cache)
         for position in range(tokens.shape[-1]):
             inner_cache.position = position
-            logits = run_inner_level(previous, context.narrow(fastest + 1, position, 1), cache=inner_cache)
+            logits = run_inner_level(previous, context.narrow(fastest + 1, position, 1), layer_context=with_cache)
             draw(position, logits.flatten(1, -2)[:, 0])
             previous = model.token_embeddings(_at(tokens, (*line, position)))
 

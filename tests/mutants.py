@@ -1,9 +1,9 @@
 """Mutation testing: small faults are planted in the package one at a time, and some test should fail for each.
 
-First the tests run once, to learn which lines each one runs. Then, for each mutant, those that run its line run up to
-the first that fails. Only what runs in the process of a test counts, without slow tests, audits and those of the
-examples. `outputs/mutants` keeps what is known: a stopped run goes on. `tests/mutants.md` gives the reason of mutants
-that survive; equivalent and message-only ones do not count.
+First the tests run once, to learn which lines each runs. Then, for each mutant, those that run its line run up to the
+first that fails. Only what runs in the process of a test counts, without slow tests, audits and those of the examples.
+`outputs/mutants` keeps what is known: a stopped run goes on. `tests/mutants.md` gives the reason of mutants that live;
+equivalent and message-only ones do not count.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from hypothesis import Phase, settings
 from tests.conftest import CACHES, ROOT  # sets the environment, before torch and Hugging Face libraries are imported
 
 PACKAGE, REASONS, OUTPUT = ROOT / "modeling_axial", ROOT / "tests" / "mutants.md", ROOT / "outputs" / "mutants"
-SECONDS = 30  # that the tests of one mutant may take
 PAIRS = "FloorDiv Mult Mod Mult Pow Mult Add Sub Mult Div BitAnd BitOr And Or Lt LtE Gt GtE Eq NotEq Is IsNot In NotIn"
 OPERATORS = [getattr(ast, name) for name in PAIRS.split()]
 OTHER = dict(zip(OPERATORS[1::2] + OPERATORS[::2], OPERATORS[::2] + OPERATORS[1::2], strict=True))
@@ -152,21 +151,22 @@ def traced(test_file):
     return json.loads(output.read_text())
 
 
-def tests_of(path, ranges, traces):
-    """{test: seconds} of tests that run a line of the smallest range that is run at all, the module's own first."""
-    chosen = {}
+def tests_of(path, ranges, traces, seconds=15):
+    """{test: seconds} of the module's own tests, and of others, that run a line of the smallest range that any runs."""
+    parts = {}, {}
     for numbers in map(set, ranges):
-        tests = [test for test, (_, lines) in traces.items() if not chosen and numbers & set(lines.get(str(path), ()))]
-        for test in sorted(tests, key=lambda test: (f"/test_{path.name}:" not in test, traces[test][0])):
-            if sum(chosen.values()) < SECONDS:
-                chosen[test] = traces[test][0]
-    return chosen
+        tests = [t for t, (_, lines) in traces.items() if not any(parts) and numbers & set(lines.get(str(path), ()))]
+        for test in sorted(tests, key=lambda test: traces[test][0]):
+            part = parts[f"/test_{path.name}:" not in test]
+            part |= {test: traces[test][0]} if sum(part.values()) < seconds else {}
+    return parts
 
 
-def is_killed(path, source, tests):
-    output, seconds = OUTPUT / f"{hashlib.sha256(source).hexdigest()}.killed", 10 + 3 * sum(tests.values())
-    if tests and not output.exists() and not passes_in_fork(["-x", *tests], seconds, path=path, source=source):
-        output.touch()
+def is_killed(path, source, parts):
+    output = OUTPUT / f"{hashlib.sha256(source).hexdigest()}.killed"
+    for tests in filter(None, () if output.exists() else parts):  # apart, as files take longer to import than to run
+        if not passes_in_fork(["-x", *tests], 10 + 3 * sum(tests.values()), path=path, source=source):
+            return output.touch() is None
     return output.exists()
 
 

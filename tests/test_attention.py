@@ -568,7 +568,8 @@ def biased_inputs(batch, *grid):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", [(7,), pytest.param((5, 3), marks=pytest.mark.audit)], ids=str)
+@pytest.mark.audit
+@pytest.mark.parametrize("grid", [(7,), (5, 3)], ids=str)
 def test_compiled_biases_equal_eager_ones(grid):
     torch.compiler.reset()
     module = BiasedAttention(grid)
@@ -650,13 +651,24 @@ def test_the_fused_kernel_is_used_where_it_can_be(monkeypatch):
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
-        lambda *args, **options: calls.append(1) or fused(*args, **options),
+        lambda query, *args, **options: calls.append(tuple(query.shape)) or fused(query, *args, **options),
     )
     query = states(2, 3, 5, 2, 4)
-    axial_attention(query, query, query, 1)
+    axial_attention(query, query, query, 0)
+    assert calls == [(2, 5 * 2, 3, 4)], "lines are heads, which needs no copy"
+    torch.func.jvp(lambda query: axial_attention(query, query, query, 0)[0], (query,), (query,))
     assert len(calls) == 1
-    torch.func.jvp(lambda query: axial_attention(query, query, query, 1)[0], (query,), (query,))
-    assert len(calls) == 1
+    config = AxialConfig(image_size=[3, 5], patch_size=[1, 1], hidden_size=8, num_attention_heads=2)
+    AxialAttentionCore(config, axis=1)(query, query, query)
+    assert calls[1:] == [(2 * 3, 2, 5, 4)]
+
+
+def test_heads_of_any_width():
+    config = AxialConfig(image_size=[3, 5], patch_size=[1, 1], hidden_size=8, num_attention_heads=2, head_dim=3)
+    attention = AxialSelfAttention(config, axis=1)
+    shapes = {name: tuple(module.weight.shape) for name, module in attention.named_children() if "proj" in name}
+    assert shapes == {"q_proj": (6, 8), "k_proj": (6, 8), "v_proj": (6, 8), "o_proj": (8, 6)}
+    assert attention(torch.ones(2, 3, 5, 8)).shape == (2, 3, 5, 8)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -89,13 +89,14 @@ def test_blind_tests_let_mutants_live_and_seeing_ones_kill(module):
     traces = mutants.traced(module.with_name("tests") / "test_tiny.py")
     found = mutants.mutants_of(module)
     path, source, ranges = found["tiny: `return items[-1 - offset]` -> `return items[(1) - offset]`"]
-    tests = mutants.tests_of(path, ranges, traces)
-    assert set(tests) == {"tests/test_tiny.py::test_blind", "tests/test_tiny.py::test_seeing"}  # which run the line
-    assert not mutants.is_killed(path, source, {})
-    assert not mutants.is_killed(path, source, {"tests/test_tiny.py::test_blind": 0.1})
-    assert mutants.is_killed(path, source, tests)
-    assert mutants.is_killed(path, source, {})  # as is known by now
-    assert not mutants.is_killed(path, TINY.encode(), dict.fromkeys(traces, 0.1))
+    own, others = mutants.tests_of(path, ranges, traces)
+    assert set(own) == {"tests/test_tiny.py::test_blind", "tests/test_tiny.py::test_seeing"}  # which run the line
+    assert others == {} and mutants.tests_of(path.with_name("other.py"), ranges, traces) == ({}, {})
+    assert not mutants.is_killed(path, source, ({}, {}))
+    assert not mutants.is_killed(path, source, ({}, {"tests/test_tiny.py::test_blind": 0.1}))
+    assert mutants.is_killed(path, source, ({"tests/test_tiny.py::test_blind": 0.1}, own))
+    assert mutants.is_killed(path, source, ({}, {}))  # as is known by now
+    assert not mutants.is_killed(path, TINY.encode(), ({}, dict.fromkeys(traces, 0.1)))
 
 
 class InThisProcess:
@@ -118,8 +119,8 @@ def test_what_is_drawn_counted_and_printed(module, monkeypatch, capsys):
     )
     asked = []
 
-    def is_killed(path, source, tests):
-        assert path == module and 2 <= len(tests) <= 3
+    def is_killed(path, source, parts):
+        assert path == module and 2 <= len(parts[0]) <= 3 and not parts[1]
         asked.append(source)
         return "if True" not in source.decode()
 

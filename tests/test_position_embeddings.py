@@ -4,9 +4,13 @@ import math
 import pytest
 import torch
 
-from modeling_axial import AxialConfig, AxialPositionalEmbedding
+from modeling_axial import AxialConfig, AxialModel, AxialPositionalEmbedding
+from modeling_axial.configuration_axial import POSITION_NAMES
 from modeling_axial.position_embeddings import (
+    POSITION_KINDS,
     LearnedPositionEmbedding,
+    LinePosition,
+    PositionKind,
     RelativePosition,
     RotaryPosition,
     apply_rotary,
@@ -267,6 +271,12 @@ def test_a_table_is_read_at_any_position_and_clamped_at_its_edges():
     torch.testing.assert_close(read, torch.stack(expected).view(2, 3, 3))
 
 
+def test_positions_may_be_more_precise_than_the_table():
+    table = states(5, 3, dtype=torch.float32)
+    read = read_table(table, torch.tensor([0.5, 4.0], dtype=torch.float64))
+    torch.testing.assert_close(read, torch.stack([table[:2].mean(0), table[4]]))
+
+
 def test_the_table_is_read_deterministically_on_every_device():
     # Backward of torch's own resampling has no deterministic form on CUDA, and refuses to run when one is asked for.
     table = states(5, 3).requires_grad_()
@@ -364,3 +374,35 @@ def test_positions_are_kept_precise():
     assert (first.dtype, second.dtype) == (torch.float32, torch.float64)
     assert first.tolist() == [[0, 1, 2, 3, 4]] and second.shape == (1, 3)
     assert check_position_ids(given, (2, 5, 3), torch.float64, torch.device("cpu"))[0].dtype == torch.float64
+
+
+class Slopes(LinePosition):
+    """Scores fall with the distance, for each head in its own way (Press et al. 2021, arXiv 2108.12409)."""
+
+    @staticmethod
+    def prepare(config, axis, positions):
+        slopes = 2.0 ** -torch.arange(1, config.num_attention_heads + 1, device=positions.device)
+        return -slopes[:, None, None] * (positions[:, None, :, None] - positions[:, None, None, :]).abs()
+
+    def bias(self, prepared):
+        return prepared
+
+
+def test_a_kind_of_position_from_other_code(monkeypatch, tmp_path):
+    monkeypatch.setitem(POSITION_KINDS, "slopes", PositionKind(line=Slopes))
+    monkeypatch.setattr("modeling_axial.configuration_axial.POSITION_NAMES", {*POSITION_NAMES, "slopes"})
+    torch.manual_seed(0)
+    model = AxialModel(config_for((5, 3), position_embedding="slopes+learned", num_hidden_layers=1)).double().eval()
+    hidden_states = states(2, 5, 3, HEADS * HEAD_DIM)
+    for axis, attention in enumerate(model.layers[0].attention.axes):
+        calls = []
+        attention.core.register_forward_hook(lambda *call, calls=calls: calls.append(call[1]))
+        attention(hidden_states)
+        bias = calls[0][4]
+        distances = torch.arange((5, 3)[axis])
+        expected = torch.stack([-(distances[:, None] - distances).abs() / 2**head for head in (1, 2)])
+        torch.testing.assert_close(bias[0], expected.double())
+    model.save_pretrained(tmp_path)
+    again = AxialModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    pixel_values = states(2, 3, 5, 3)
+    assert torch.equal(again(pixel_values).last_hidden_state, model(pixel_values).last_hidden_state)

@@ -26,7 +26,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from modeling_axial import AxialConfig, AxialModel
-from modeling_axial.reversible import OneStream, RebuiltTwoStream, TwoStream, _Call, _Outputs
+from modeling_axial.reversible import OneStream, RebuiltTwoStream, TwoStream, _Call, _modules, _Outputs
 from tests.ranks import run_on_ranks
 
 HIDDEN, GRID = 12, (5, 7)
@@ -810,12 +810,51 @@ def test_the_random_state_of_a_device_is_set_for_the_second_run(monkeypatch):
     assert states[1][0] is state  # put back
 
 
+@pytest.mark.parametrize("kept_as", [list, torch.tensor])  # as on CPU, and as on an accelerator
 @pytest.mark.parametrize("differences, fails", [([1e-3, 8e-3, 0.07, 0.5], False), ([1e-3, 2e-2], True), ([0.01], True)])
-def test_differences_that_grow_slowly_are_rounding(differences, fails):
+def test_differences_that_grow_slowly_are_rounding(differences, fails, kept_as):
     outputs = _Outputs()
-    outputs.pending[0] = [([2.0], [2.0 + 2 * difference], {torch.float32}) for difference in differences]
+    samples = [([2.0], [2.0 + 2 * difference]) for difference in differences]
+    outputs.pending[0] = [(kept_as(forward), kept_as(again), {torch.float32}) for forward, again in samples]
     with pytest.raises(ValueError, match="gave another output") if fails else nullcontext():
         outputs.judge(0)
+
+
+def test_streams_in_between_are_let_go_and_those_after_them_are_known():
+    trunk, x = make(depth=3)
+    executor, depths = RebuiltTwoStream(), []
+    streams = executor.enter(x.requires_grad_())
+    for layer in trunk.layers:
+        streams = executor.couple(layer.f, layer.g, *streams)
+        depths.append(executor._last)
+    assert depths[0].after is depths[1] and depths[1].after is depths[2]
+    assert [depth.held is None for depth in depths] == [True, True, False]
+    for call in (depths[0].f, depths[0].g):
+        call.restored[0] = x
+    depths[0].second = x
+    depths[0].drop()
+    assert depths[0].second is None and not depths[0].f.restored and not depths[0].g.restored
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_last_streams_that_were_changed_are_noticed(changed):
+    trunk, x = make(depth=3)
+    executor = RebuiltTwoStream()
+    streams = executor.enter(x.requires_grad_())
+    for layer in trunk.layers:
+        streams = executor.couple(layer.f, layer.g, *streams)
+    loss = streams[0].sum() + streams[1].sum()
+    streams[changed].detach().mul_(2)
+    with pytest.raises(ValueError, match="last streams were changed in place"):
+        loss.backward()
+
+
+def test_modules_are_found_once_and_may_be_missing():
+    shared = nn.Linear(2, 2)
+    module = nn.Sequential(shared, nn.Sequential(shared))
+    module.register_module("absent", None)
+    assert _modules(module) == [module, shared, module[1]]
+    assert _modules(lambda x: module(x)) == _modules(module.forward) == _modules(partial(module)) == _modules(module)
 
 
 def test_random_state_is_restored_when_a_function_fails():

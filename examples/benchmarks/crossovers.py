@@ -38,13 +38,17 @@ def make_side(name: str, size: int) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     num_axes = 2 if name == "axial" else 1
     config = AxialConfig(
-        image_size=[1] * num_axes, patch_size=[1] * num_axes, hidden_size=CHANNELS, num_attention_heads=4
+        image_size=[1] * num_axes,
+        patch_size=[1] * num_axes,
+        hidden_size=CHANNELS,
+        num_attention_heads=4,
+        num_inducing_points=NUM_POINTS if name == "induced" else None,
     )
     shape = {"axial": (size, size), "full": (size * size,), "induced": (size,), "line": (size,)}[name]
     if name == "axial":
         module = SequentialAxialAttention(config)
     elif name == "induced":
-        module = InducedAxialAttention(config, 0, NUM_POINTS)
+        module = InducedAxialAttention(config, 0)
         torch.nn.init.normal_(module.points)
     else:
         module = AxialSelfAttention(config, 0)
