@@ -540,7 +540,7 @@ def test_relative_attention_written_out(num_axes, mode):
     torch.testing.assert_close(f(hidden_states, LayerContext(mask=mask)), sum(updates), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("position_embedding", ["learned+relative", "rotary"])
+@pytest.mark.parametrize("position_embedding", ["learned+relative", pytest.param("rotary", marks=pytest.mark.audit)])
 def test_positions_from_outside_in_compiled_and_exported_code(position_embedding):
     model = make_model(dtype=torch.float32, position_embedding=position_embedding, num_hidden_layers=1)
     pixel_values, position_ids = pixels(model.config, dtype=torch.float32), [torch.arange(5.0) * 0.7, torch.ones(2, 3)]

@@ -146,6 +146,7 @@ def test_head_saved_again_by_the_head(head_checkpoint, run_python, tmp_path):
     assert opens(run_python, tmp_path / "again", "AutoModel", tensors, "")
 
 
+@pytest.mark.audit
 def test_head_saved_again_by_the_base(head_checkpoint, run_python, tmp_path):
     folder, tensors = head_checkpoint
     assert opens(run_python, folder, "AutoModel", tensors, "", tmp_path / "again")

@@ -68,12 +68,9 @@ def test_kernels_alone_compute_what_the_pass_computes(benchmark, pass_name):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.audit
 @pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(["--threads", "1"], id="eager"),
-        pytest.param(["--compile", "--passes", "forward"], id="compiled", marks=pytest.mark.audit),
-    ],
+    "options", [["--threads", "1"], ["--compile", "--passes", "forward"]], ids=["eager", "compiled"]
 )
 def test_benchmark_runs(options):
     if "--compile" in options and not importlib.util.find_spec("torch._inductor"):

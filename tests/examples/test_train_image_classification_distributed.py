@@ -103,6 +103,7 @@ def test_the_learning_rate_depends_on_the_step_and_not_on_the_number_of_processe
     assert rates[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_killed_processes_resume_bit_for_bit(unbroken, inputs, tmp_path):
