@@ -155,6 +155,7 @@ def test_head_saved_again_by_the_base(head_checkpoint, run_python, tmp_path):
     assert opens(run_python, tmp_path / "again", HEAD, tensors, NEW_HEAD)
 
 
+@pytest.mark.audit
 def test_base_saved_again_by_a_head(base_checkpoint, run_python, tmp_path):
     folder, tensors = base_checkpoint
     assert_whole(folder)

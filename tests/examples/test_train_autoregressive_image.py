@@ -113,6 +113,7 @@ def test_killed_and_resumed(unbroken, film_config, tmp_path):
     assert len(checkpoints.list_checkpoints(folder)) == 2
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):

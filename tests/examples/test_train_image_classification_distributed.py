@@ -162,6 +162,7 @@ def test_torchrun_makes_the_same_run(unbroken, inputs, tmp_path):
     assert_same_run(tmp_path / "run", unbroken)
 
 
+@pytest.mark.audit
 @pytest.mark.slow
 def test_bf16_is_taken_from_accelerate_launch(inputs, tmp_path):
     launcher = accelerate_launch("one_cpu", "--mixed_precision=bf16")
@@ -199,6 +200,7 @@ def test_launch_configurations_pass_the_checks_of_the_launcher(path, monkeypatch
         assert plugin.fsdp_version == 2 and plugin.auto_wrap_policy.keywords == {"transformer_layer_cls": {AxialLayer}}
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_processes_that_meet_damaged_pictures_stop_together(inputs, tmp_path):
