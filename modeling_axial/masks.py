@@ -8,10 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import is_fake
 
 
+def values_are_hidden(tensor: torch.Tensor) -> bool:
+    """Whether values cannot be looked at: in compiled and exported code, of fake and of meta tensors."""
+    return torch.compiler.is_compiling() or tensor.device.type == "meta" or is_fake(tensor)
+
+
 def boolean_mask(mask: torch.Tensor, name: str) -> torch.Tensor:
     """A mask of booleans, or of numbers that are exactly 0 or 1, as booleans.
 
-    Where values cannot be looked at (compiled and exported code, fake and meta tensors) integers are taken as they are.
+    Where values are hidden integers are taken as they are.
 
     Raises:
         ValueError: for other numbers, such as those of an additive mask, and for floating point without values.
@@ -19,7 +24,7 @@ def boolean_mask(mask: torch.Tensor, name: str) -> torch.Tensor:
     if mask.dtype == torch.bool:
         return mask
     true_is_to_use = "True (or 1) stands for what is used, False (or 0) for what is not"
-    if torch.compiler.is_compiling() or mask.device.type == "meta" or is_fake(mask):
+    if values_are_hidden(mask):
         if mask.is_floating_point() or mask.is_complex():
             raise ValueError(
                 f"{name} must be boolean or of integers where its values cannot be looked at, got {mask.dtype}: "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .configuration_strict import AxisDescription, BlockConfig
-from .masks import bounding_box
+from .masks import bounding_box, values_are_hidden
 
 
 class GridPosition(nn.Module):
@@ -242,7 +242,7 @@ def check_position_ids(
     """Positions from outside, one tensor for each axis, as (1 or B, length), in at least `dtype` and float32.
 
     Raises:
-        ValueError: unless there is one tensor of real numbers for each axis, (length,) or (B, length).
+        ValueError: unless there is one tensor of finite real numbers for each axis, (length,) or (B, length).
     """
     batch_size, *grid = batch_and_grid
     if isinstance(position_ids, torch.Tensor) or len(position_ids) != len(grid):
@@ -262,6 +262,8 @@ def check_position_ids(
                 f"position_ids of axis {axis} must have shape ({length},) or ({batch_size}, {length}), got "
                 f"{tuple(given.shape)}."
             )
+        if not values_are_hidden(given) and not given.isfinite().all():
+            raise ValueError(f"position_ids of axis {axis} must be finite, those of masked cells too.")
         wide = torch.promote_types(torch.promote_types(given.dtype, dtype), torch.float32)
         positions.append(given.to(device, wide).reshape(-1, length))
     return tuple(positions)

@@ -237,6 +237,12 @@ def test_derived_values():
     assert AxialConfig(num_pooling_seeds=3, pooling="attention").pooled_size == 3 * 384
 
 
+def test_attention_with_a_table_of_all_heads_stays_whole_under_tensor_parallelism():
+    whole, split = (AxialConfig(position_embedding=kind).base_model_tp_plan for kind in ("relative", "rotary"))
+    assert {name for name in split if "attention" not in name} == set(whole)
+    assert AxialConfig(position_embedding=["learned", "relative"]).base_model_tp_plan == whole
+
+
 # ---- rules between fields ----
 
 

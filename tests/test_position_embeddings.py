@@ -360,6 +360,7 @@ def test_positions_from_outside_are_rows_of_the_tables_and_a_mask_moves_nothing(
         "batch": ([torch.zeros(3, 5), torch.zeros(3)], r"axis 0 must have shape \(5,\) or \(2, 5\), got \(3, 5\)"),
         "list": ([torch.zeros(5), [0, 1, 2]], "axis 1 must be a tensor of real numbers, got list"),
         "boolean": ([torch.zeros(5).bool(), torch.zeros(3)], "axis 0 must be a tensor of real numbers, got torch.bool"),
+        "not finite": ([torch.zeros(5), torch.tensor([0.0, torch.nan, 1.0])], "axis 1 must be finite"),
         "complex": ([torch.zeros(5) * 1j, torch.zeros(3)], "real numbers, got torch.complex64"),
     }.values(),
 )

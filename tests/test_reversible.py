@@ -983,16 +983,17 @@ def test_masks_changed_before_backward_are_noticed(change):
         loss.backward()
 
 
-@pytest.mark.parametrize("hold", ["closure", "partial", "keywords", "default"])
+@pytest.mark.parametrize("hold", ["closure", "partial", "keywords", "default", "tuples"])
 def test_tensors_changed_before_backward_are_noticed(hold):
     """Also where only what is computed from them is saved."""
     mask, x = torch.rand(*GRID, 1) > 0.3, make()[1].requires_grad_()
-    keywords = {"mask": mask}
+    keywords, tuples = {"mask": mask}, (None, ((mask,), ()))
     functions = {
         "closure": lambda x: x * (mask + 0.0),
         "partial": partial(lambda x, mask: x * (mask + 0.0), mask=mask),
         "keywords": lambda x: x * (keywords["mask"] + 0.0),
         "default": lambda x, mask=mask: x * (mask + 0.0),
+        "tuples": lambda x: x * (tuples[1][0][0] + 0.0),
     }
     for change in (False, True):
         y1, y2 = RebuiltTwoStream().couple(functions[hold], torch.sin, x, x)
