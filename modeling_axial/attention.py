@@ -20,10 +20,11 @@ from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_strict import BlockConfig
+from .axis_module import AxisModule
+from .configuration_strict import AxisDescription, BlockConfig
 from .layer_context import NO_CONTEXT, LayerContext
 from .masks import clear_masked
-from .position_embeddings import line_classes, prepare_line
+from .position_embeddings import AxisCells, line_classes, prepare_line
 
 # CUDA attention kernels put batch and heads on grid dimensions that end at 65,535 (pytorch #142228, #146704).
 MAX_LINES = 65_535
@@ -40,18 +41,21 @@ def fold_lines_into_batch(states: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def fold_pairs(pairs: torch.Tensor, fold: Callable, query: torch.Tensor, axis: int) -> torch.Tensor:
-    """What all lines of a sample share, as the scores of lines folded by `fold`, where sizes of 1 stay.
+    """What the lines of a sample share, as the scores of lines folded by `fold`, where sizes of 1 stay.
 
-    `pairs` broadcasts to (N, queries, keys) or (B, N, queries, keys), `query` is (B, *G, N, D).
+    `query` is (B, *G, N, D), and `pairs` broadcasts to (N, queries, keys), to (B, N, queries, keys), or, where lines
+    differ by the axes before `axis`, to (B, *those, N, queries, keys).
     """
-    if pairs.dim() == 3:
-        pairs = pairs[None]
+    batch = () if pairs.dim() == 3 else pairs.shape[: pairs.dim() - 3]
+    slower = (*batch, *[1] * (axis + 1 - len(batch)))
     # Repeated only where the dim that takes these lines counts something else, too.
     into_heads = fold is fold_lines_into_heads
-    before = 1 if pairs.shape[0] == 1 else math.prod(query.shape[1 : axis + 1])
-    after = 1 if pairs.shape[1 if into_heads else 0] == 1 else math.prod(query.shape[axis + 2 : -2])
-    pairs = pairs[:, None, None].expand(-1, before, after, -1, -1, -1)
-    return pairs.flatten(2, 3).flatten(0, 1) if into_heads else pairs.flatten(0, 2)
+    shared = all(size == 1 for size in slower)
+    alone = pairs.shape[-3] == 1 if into_heads else shared
+    after = 1 if alone else math.prod(query.shape[axis + 2 : -2])
+    pairs = pairs.reshape(*slower, 1, *pairs.shape[-3:])
+    pairs = pairs.expand(*(slower if shared else query.shape[: axis + 1]), after, -1, -1, -1)
+    return pairs.flatten(axis + 1, axis + 2).flatten(0, axis) if into_heads else pairs.flatten(0, axis + 1)
 
 
 def eager_attention_forward(
@@ -366,18 +370,21 @@ class AxialAttentionCore(nn.Module):
         bias: torch.Tensor | None = None,
         is_causal: bool = False,
         output_attentions: bool = False,
+        pairs: Any = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`pairs`: which queries and keys may meet, here as the `pair_mask` of `axial_attention`."""
         # A layer that no PreTrainedModel holds has no implementation chosen.
         implementation = self.config._attn_implementation or "sdpa"
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if output_attentions and interface is sdpa_attention_forward:
             interface = eager_attention_forward
-        output, weights = self._attend(query, key, value, mask, bias, is_causal, interface)
+        arguments = (query, key, value, mask, bias, pairs, is_causal)
+        output, weights = self._attend(*arguments, interface)
         if output_attentions and weights is None:
-            output, weights = self._attend(query, key, value, mask, bias, is_causal, eager_attention_forward)
+            output, weights = self._attend(*arguments, eager_attention_forward)
         return output, weights if output_attentions else None
 
-    def _attend(self, query, key, value, mask, bias, is_causal, interface):
+    def _attend(self, query, key, value, mask, bias, pair_mask, is_causal, interface):
         return attend_along_axis(
             query,
             key,
@@ -385,7 +392,7 @@ class AxialAttentionCore(nn.Module):
             self.axis,
             mask=mask,
             bias=bias,
-            pair_mask=None,
+            pair_mask=pair_mask,
             is_causal=is_causal,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=None,
@@ -394,19 +401,21 @@ class AxialAttentionCore(nn.Module):
         )
 
 
-class AxialAttentionProjections(nn.Module):
+class AxialAttentionProjections(AxisModule):
     """The weights of multi-head attention along one grid axis, and what is done with them."""
 
     def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False):
-        super().__init__()
-        self.axis = axis
+        super().__init__(config, axis)
         self.head_dim = config.head_dim
         inner_size = config.num_attention_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
-        self.core = AxialAttentionCore(config, axis, is_causal)
+        self.core = self.make_core(config, axis, is_causal)
         self.o_proj = nn.Linear(inner_size, config.hidden_size)
+
+    def make_core(self, config: BlockConfig, axis: int, is_causal: bool) -> AxialAttentionCore:
+        return AxialAttentionCore(config, axis, is_causal)
 
     def attend(
         self,
@@ -414,6 +423,7 @@ class AxialAttentionProjections(nn.Module):
         key_value_states: torch.Tensor,
         context: LayerContext,
         positions: Sequence[tuple[Any, Any]] = (),
+        pairs: Any = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -421,6 +431,7 @@ class AxialAttentionProjections(nn.Module):
             key_value_states: (B, *G, hidden_size), what is read, of another length along the axis or the same.
             context: its mask is over `key_value_states`.
             positions: `LinePosition`s of the axis, each with what it has prepared.
+            pairs: which queries and keys may meet, as the core takes it.
         """
         split_heads = (-1, self.head_dim)  # -1: tensor parallelism shards the heads
         query = self.q_proj(hidden_states).unflatten(-1, split_heads)
@@ -439,7 +450,7 @@ class AxialAttentionProjections(nn.Module):
         if context.cache is not None and is_causal:
             key, value, mask = context.cache.append(self, key, value)
             is_causal = False  # the query is the newest position, and reads all keys that there are
-        output, _ = self.core(query, key, value, mask, bias, is_causal, output_attentions=context.output_attentions)
+        output, _ = self.core(query, key, value, mask, bias, is_causal, context.output_attentions, pairs)
         return self.o_proj(output.flatten(-2))
 
 
@@ -451,17 +462,18 @@ class AxialSelfAttention(AxialAttentionProjections):
 
     def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False):
         super().__init__(config, axis, is_causal)
-        self.config = config
-        self.description = config.axes[axis]
         self.positions = nn.ModuleList(kind(config, self.description) for kind in line_classes(self.description))
 
+    @staticmethod
+    def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> Any:
+        return prepare_line(config, axis, cells)
+
+    def with_prepared(self, prepared: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+        """The `LinePosition`s of the axis, each with what it has prepared."""
+        return list(zip(self.positions, prepared, strict=True))
+
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
-        prepared = (
-            context.positions[self.axis]
-            if context.positions
-            else prepare_line(self.config, self.description, hidden_states)
-        )
-        positions = list(zip(self.positions, prepared, strict=True))
+        positions = self.with_prepared(self.prepared(hidden_states, context))
         return self.attend(hidden_states, hidden_states, context, positions)
 
 

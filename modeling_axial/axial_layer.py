@@ -11,18 +11,24 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from .attention import AxialSelfAttention
+from .axis_module import AxisModule
 from .configuration_axial import AxialConfig
 from .configuration_strict import BlockConfig
 from .feed_forward import FEED_FORWARD_CLASSES
 from .layer_context import NO_CONTEXT, LayerContext
 from .reversible import OneStream, TwoStream
 from .set_attention import InducedAxialAttention
+from .window_attention import WindowedAxialAttention
 
 logger = logging.get_logger(__name__)
 
 
 # What mixes the cells of an axis: classes made of (config, axis), that take (hidden_states, context).
-MIXER_CLASSES: dict[str, type[nn.Module]] = {"full": AxialSelfAttention, "induced": InducedAxialAttention}
+MIXER_CLASSES: dict[str, type[AxisModule]] = {
+    "full": AxialSelfAttention,
+    "induced": InducedAxialAttention,
+    "window": WindowedAxialAttention,
+}
 
 
 def make_axes(config: AxialConfig) -> nn.ModuleList:
@@ -96,8 +102,8 @@ class AxialFeedForward(nn.Module):
         self.net = FEED_FORWARD_CLASSES[config.feed_forward](config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.dropout(self.net(self.norm(hidden_states), mask))
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
+        return self.dropout(self.net(self.norm(hidden_states), context))
 
     @property
     def last_projection(self) -> nn.Module:
@@ -129,7 +135,7 @@ class ResidualPair(GradientCheckpointingLayer):
             return self.attention(hidden_states, context)
 
         def feed_forward(hidden_states: torch.Tensor) -> torch.Tensor:
-            return self.feed_forward(hidden_states, context.mask)
+            return self.feed_forward(hidden_states, context)
 
         streams = executor.couple(attention, feed_forward, *streams)
         if len(streams) == 1:

@@ -10,6 +10,8 @@ from .configuration_strict import (
     DerivedInt,
     StrictConfig,
     activation_name,
+    booleans,
+    names_or_none,
     non_negative_number,
     number_of_layers,
     positive_int,
@@ -29,9 +31,12 @@ FEED_FORWARD_TP_PLANS = {
 
 
 # Where the projections of each kind of mixer lie.
-MIXER_PARTS = [("full", ""), ("induced", "gather."), ("induced", "scatter.")]
+MIXER_PARTS = [("full", ""), ("window", ""), ("induced", "gather."), ("induced", "scatter.")]
 
-FIELDS_PER_AXIS = ("position_embedding", "num_inducing_points")
+FIELDS_PER_AXIS = ("position_embedding", "mixer", "num_inducing_points", "attention_window", "periodic")
+
+# What `mixer` takes. Code that adds a class to `MIXER_CLASSES` adds its name here.
+MIXER_NAMES = {"full", "induced", "window"}
 
 # What `position_embedding` takes. Code that adds a kind to `POSITION_KINDS` adds its name here.
 POSITION_NAMES = {"none", "learned", "rotary", "relative"}
@@ -63,9 +68,16 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             attended axis. `"none"`. Or several at once, such as `"learned+relative"`.
         rope_theta (`float`, defaults to 10000.0):
             Base of the rotary wavelengths, which run from 2π to about 2π·rope_theta tokens.
+        mixer (`str`, or one `str` or `None` per axis, *optional*):
+            What mixes the cells of an axis, by its name in `MIXER_CLASSES`. Only needed for classes of your own: by
+            default the next two fields decide, and without them it is full attention.
         num_inducing_points (`int`, or one `int` or `None` per axis, *optional*):
-            Mixes an axis by induced set attention through that many learned points, linear in the length of the axis;
-            `None`: full attention along it.
+            Mixes an axis by induced set attention through that many learned points, linear in the length of the axis.
+        attention_window (`int`, or one `int` or `None` per axis, *optional*):
+            A cell reads the cells at most so far from it along the axis, linear in the length of the axis.
+        periodic (`bool` or one `bool` per axis, defaults to `False`):
+            The ends of the axis meet, as those of longitudes: positions, windows and convolutions go across. To roll
+            the input by whole patches rolls the output, but for learned positions.
         pooling (`"mean"` or `"attention"`, defaults to `"mean"`):
             How `pooler_output` sums up the grid: its mean, or attention by `num_pooling_seeds` learned seeds.
         num_pooling_seeds (`int`, defaults to 1):
@@ -103,7 +115,10 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     feed_forward: Literal["mlp", "gated_mlp", "convolution"] = "mlp"
     position_embedding: str | list[str] | tuple[str, ...] = sums_of_names(default="learned")
     rope_theta: float | int = positive_number(default=10000.0)
+    mixer: str | None | list[str | None] | tuple[str | None, ...] = names_or_none(default=None)
     num_inducing_points: int | None | list[int | None] | tuple[int | None, ...] = positive_ints_or_none(default=None)
+    attention_window: int | None | list[int | None] | tuple[int | None, ...] = positive_ints_or_none(default=None)
+    periodic: bool | list[bool] | tuple[bool, ...] = booleans(default=False)
     pooling: Literal["mean", "attention"] = "mean"
     num_pooling_seeds: int = positive_int(default=1)
     reversible: bool = False
@@ -142,19 +157,19 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     @property
     def axes(self) -> tuple[AxisDescription, ...]:
         """The axes, slow to fast, each with its own value of the fields that may have one per axis."""
-        fields = zip(
-            self.grid_shape, self._per_axis("position_embedding"), self._per_axis("num_inducing_points"), strict=True
-        )
+        fields = zip(self.grid_shape, *map(self._per_axis, FIELDS_PER_AXIS), strict=True)
         return tuple(
             AxisDescription(
                 axis=axis,
                 length=length,
                 positions=tuple(names.split("+")),
                 rope_theta=self.rope_theta,
-                mixer="full" if points is None else "induced",
+                mixer=mixer or ("window" if window else "induced" if points else "full"),
                 num_inducing_points=points,
+                attention_window=window,
+                periodic=periodic,
             )
-            for axis, (length, names, points) in enumerate(fields)
+            for axis, (length, names, mixer, points, window, periodic) in enumerate(fields)
         )
 
     @property
@@ -173,7 +188,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
         attention = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
         mixers = {axis.mixer for axis in self.axes}
         if any("relative" in axis.positions for axis in self.axes):
-            mixers.discard("full")  # stays whole, as each rank would need the table of its own heads
+            mixers -= {"full", "window"}  # stay whole, as each rank would need the table of its own heads
         parts = [part for mixer, part in MIXER_PARTS if mixer in mixers]
         plan = {f"attention.axes.*.{part}{name}": style for part in parts for name, style in attention.items()}
         plan |= {f"feed_forward.net.{name}": style for name, style in FEED_FORWARD_TP_PLANS[self.feed_forward].items()}
@@ -227,6 +242,15 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             if repeated or ("none" in axis.positions and axis.positions != ("none",)):
                 raise ValueError(
                     f'position_embedding={self.position_embedding!r} must name each kind once, and "none" alone.'
+                )
+            if axis.mixer not in MIXER_NAMES:
+                raise ValueError(f"mixer={self.mixer!r}: {axis.mixer!r} is none of {', '.join(sorted(MIXER_NAMES))}.")
+            chosen = {"induced": axis.num_inducing_points, "window": axis.attention_window}
+            unfit = [name for name, value in chosen.items() if (value is None) == (axis.mixer == name)]
+            if axis.mixer in ("full", *chosen) and unfit:
+                raise ValueError(
+                    f'num_inducing_points={axis.num_inducing_points} is for mixer="induced" and attention_window='
+                    f'{axis.attention_window} for mixer="window", but axis {axis.axis} has mixer={axis.mixer!r}.'
                 )
             if axis.mixer == "induced" and "relative" in axis.positions:
                 raise ValueError(

@@ -53,6 +53,18 @@ def positive_ints_or_none(value: int | None | list[int | None] | tuple[int | Non
 
 
 @as_validated_field
+def booleans(value: bool | list[bool] | tuple[bool, ...]) -> None:
+    if isinstance(value, list | tuple) and len(value) == 0:
+        raise ValueError(f"must be True or False, or one of them per axis (slow to fast), got {value}")
+
+
+@as_validated_field
+def names_or_none(value: str | None | list[str | None] | tuple[str | None, ...]) -> None:
+    if isinstance(value, list | tuple) and len(value) == 0:
+        raise ValueError(f"must be one name, or one name or None per axis (slow to fast), got {value}")
+
+
+@as_validated_field
 def sums_of_names(value: str | list[str] | tuple[str, ...]) -> None:
     values = value if isinstance(value, list | tuple) else [value]
     if len(values) == 0 or not all(re.fullmatch(r"\w+(\+\w+)*", names) for names in values):
@@ -260,6 +272,14 @@ class AxisDescription:
     rope_theta: float = 10000.0
     mixer: str = "full"  # a name of `MIXER_CLASSES`
     num_inducing_points: int | None = None
+    attention_window: int | None = None
+    periodic: bool = False
+
+    @property
+    def reach(self) -> int:
+        """The largest distance, in cells, of two cells of the native grid of which one may read the other."""
+        farthest = self.length // 2 if self.periodic else self.length - 1
+        return farthest if self.attention_window is None else min(farthest, self.attention_window)
 
 
 class BlockConfig(Protocol):

@@ -1,15 +1,27 @@
 """What happens at each cell, or its close neighbourhood, between attentions: (B, *grid, hidden_size) to the same.
 
-Each class takes a boolean mask (B, *grid), and where a cell reads its neighbours, it reads none that is False there.
+Each class takes what the layers share, and where a cell reads its neighbours, it reads none that is False in the mask.
 Its `last_projection` is the layer that its output comes from, so that a model may start with that near zero.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_strict import BlockConfig
+from .grid import unwrap, wrap
+from .layer_context import NO_CONTEXT, LayerContext
 from .masks import clear_masked
+
+
+def convolve(
+    convolution: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None, closed_axes: Sequence[int]
+) -> torch.Tensor:
+    """A 3-wide, zero-padded convolution of (B, *grid, channels), of zeros in masked cells; closed axes have no ends."""
+    cells = wrap(clear_masked(hidden_states, mask), closed_axes)
+    return unwrap(convolution(cells.movedim(-1, 1)).movedim(1, -1), closed_axes)
 
 
 class AxialMLP(nn.Module):
@@ -21,7 +33,7 @@ class AxialMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
     @property
@@ -39,7 +51,7 @@ class AxialGatedMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
     @property
@@ -50,7 +62,8 @@ class AxialGatedMLP(nn.Module):
 class AxialConvolutionFeedForward(nn.Module):
     """3-wide convolution up, activation, 3-wide convolution back, over 1 to 3 axes, zero-padded (the seed's).
 
-    Cells that are masked count as what lies beyond the edge: as zeros, for both convolutions.
+    Cells that are masked count as what lies beyond the edge: as zeros, for both convolutions. Across the ends of a
+    periodic axis the convolutions go on, unless the grid is a part of it only.
     """
 
     def __init__(self, config: BlockConfig):
@@ -59,10 +72,12 @@ class AxialConvolutionFeedForward(nn.Module):
         self.conv1 = convolution(config.hidden_size, config.intermediate_size, kernel_size=3, padding=1)
         self.activation = ACT2FN[config.hidden_act]
         self.conv2 = convolution(config.intermediate_size, config.hidden_size, kernel_size=3, padding=1)
+        self.periodic_axes = [axis.axis for axis in config.axes if axis.periodic]
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        inner = self.activation(self.conv1(clear_masked(hidden_states, mask).movedim(-1, 1)))
-        return self.conv2(clear_masked(inner.movedim(1, -1), mask).movedim(-1, 1)).movedim(1, -1)
+    def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
+        closed_axes = [axis for axis in self.periodic_axes if axis not in context.cropped_axes]
+        inner = self.activation(convolve(self.conv1, hidden_states, context.mask, closed_axes))
+        return convolve(self.conv2, inner, context.mask, closed_axes)
 
     @property
     def last_projection(self) -> nn.Module:

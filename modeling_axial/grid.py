@@ -1,5 +1,7 @@
 """Functions of grids of any number of axes, numbered slow to fast: cut into patches, moved, seen with neighbours."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -42,3 +44,18 @@ def neighbourhoods(planes: torch.Tensor) -> torch.Tensor:
     for axis in range(planes.dim() - 2):
         planes = torch.cat((shift(planes, axis, 1), planes, shift(planes, axis, -1)), dim=-1)
     return planes
+
+
+def wrap(states: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """(B, *grid, ...) with the last cells once more before the first, and the first behind the last, along `axes`."""
+    for dim in (axis + 1 for axis in axes):
+        length = states.shape[dim]
+        states = torch.cat((states.narrow(dim, length - 1, 1), states, states.narrow(dim, 0, 1)), dim)
+    return states
+
+
+def unwrap(states: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """Without the first and the last cells along `axes`. Inverse of `wrap`."""
+    for dim in (axis + 1 for axis in axes):
+        states = states.narrow(dim, 1, states.shape[dim] - 2)
+    return states

@@ -10,8 +10,10 @@ class LayerContext(NamedTuple):
 
     # Boolean (B, *grid): False cells are read by no other, but must hold finite numbers, as those of a model do.
     mask: torch.Tensor | None = None
-    # For each axis, what its `LinePosition`s have prepared. Empty: positions are 0, 1, 2, ... along every axis.
-    positions: tuple[tuple[Any, ...], ...] = ()
+    # For each axis, what the class of its mixers has prepared. Empty: positions are 0, 1, 2, ... along every axis.
+    prepared: tuple[Any, ...] = ()
+    # Periodic axes of which the grid is a part only: their ends do not meet.
+    cropped_axes: tuple[int, ...] = ()
     # Where causal attention that is given one position after the other keeps keys and values: its `append(attention,
     # key, value)` returns those of all positions so far, and a mask over them or None, in place of the mask above.
     cache: Any = None

@@ -11,14 +11,22 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import merge_with_config_defaults
 
 from .attention import AxialAttentionCore
-from .axial_layer import AxialLayer, run_layers
+from .axial_layer import MIXER_CLASSES, AxialLayer, run_layers
 from .configuration_axial import AxialConfig
 from .forward_keywords import records_outputs, refuse_unknown_keywords
 from .layer_context import LayerContext
 from .masks import grid_mask
 from .patch_embeddings import AxialPatchEmbeddings
 from .pooling import POOLING_CLASSES, AttentionPooling
-from .position_embeddings import GridPosition, LinePosition, check_position_ids, make_grid_positions, prepare_line
+from .position_embeddings import (
+    AxisCells,
+    GridPosition,
+    LinePosition,
+    cells_of_axis,
+    check_position_ids,
+    check_position_period,
+    make_grid_positions,
+)
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
 from .set_attention import InducedAxialAttention
@@ -44,7 +52,7 @@ def _files_that_travel():
 class AxialEmbeddings(nn.Module):
     """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size).
 
-    `mask`: boolean (B, *grid). `positions`: for each axis (1 or B, length), in cells of the native grid.
+    `mask`: boolean (B, *grid). `cells`: for each axis, where positions come from outside.
     """
 
     def __init__(self, config: AxialConfig):
@@ -60,11 +68,11 @@ class AxialEmbeddings(nn.Module):
         self,
         pixel_values: torch.Tensor,
         mask: torch.Tensor | None = None,
-        positions: tuple[torch.Tensor, ...] | None = None,
+        cells: tuple[AxisCells, ...] | None = None,
     ) -> torch.Tensor:
         hidden_states = self.patch_embeddings(pixel_values, mask)
         for name in self.position_names:
-            hidden_states = self.get_submodule(name)(hidden_states, mask, positions)
+            hidden_states = self.get_submodule(name)(hidden_states, mask, cells)
         return self.dropout(hidden_states)
 
 
@@ -118,6 +126,7 @@ class AxialModel(AxialPreTrainedModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
+        position_period: Sequence[float | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -133,6 +142,9 @@ class AxialModel(AxialPreTrainedModel):
             irregular times, latitudes. Learned tables are read at these cells of the native grid, and at their ends
             beyond it; a mask then moves nothing. Rotary and relative positions take any numbers. By default cells are
             counted from 0, and learned tables spread over the grid.
+        position_period (one number or None for each axis, *optional*):
+            With `position_ids`, for periodic axes: after how many cells the axis begins again. A grid that is shorter
+            is a part of it, whose ends do not meet. By default the grid is all of the axis.
 
         Returns `last_hidden_state` `(batch_size, *grid, hidden_size)` and `pooler_output` `(batch_size, hidden_size)`,
         its mean over the grid (or what `pooling="attention"` makes of it).
@@ -146,15 +158,16 @@ class AxialModel(AxialPreTrainedModel):
         refuse_unknown_keywords(self, kwargs)
         batch_and_grid = self.embeddings.patch_embeddings.batch_and_grid(pixel_values)
         mask = None if attention_mask is None else grid_mask(attention_mask, batch_and_grid)
-        positions = None
+        axes, cells = self.config.axes, None
+        periods = check_position_period(position_period, position_ids, axes)
         if position_ids is not None:
             dtype = self.embeddings.patch_embeddings.projection.bias.dtype
             positions = check_position_ids(position_ids, batch_and_grid, dtype, pixel_values.device)
-        hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask, positions))
-        prepared = tuple(
-            prepare_line(self.config, axis, hidden_states, None if positions is None else positions[axis.axis])
-            for axis in self.config.axes
-        )
+            cells = tuple(map(AxisCells, positions, periods))
+        hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask, cells))
+        cells = cells or tuple(cells_of_axis(axis, hidden_states) for axis in axes)
+        prepared = tuple(MIXER_CLASSES[axis.mixer].prepare(self.config, axis, cells[axis.axis]) for axis in axes)
+        cropped_axes = tuple(axis.axis for axis in axes if axis.periodic and not cells[axis.axis].wraps)
         output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
 
@@ -162,7 +175,7 @@ class AxialModel(AxialPreTrainedModel):
             self.layers,
             self.executor_class,
             hidden_states,
-            LayerContext(mask, prepared, output_attentions=bool(output_attentions)),
+            LayerContext(mask, prepared, cropped_axes, output_attentions=bool(output_attentions)),
             output_hidden_states=bool(output_hidden_states),
         )
         last_hidden_state = self.norm(hidden_states)

@@ -55,6 +55,7 @@ class AxialForImageClassification(AxialPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
+        position_period: Sequence[float | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> ImageClassifierOutput:
         r"""
@@ -67,9 +68,17 @@ class AxialForImageClassification(AxialPreTrainedModel):
             shape `(batch_size, num_labels)`, 0 or 1: several classes at once, binary cross-entropy.
         position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
             Where the cells lie along the axis, in cells; see [`AxialModel`].
+        position_period (one number or None for each axis, *optional*):
+            With `position_ids`, for periodic axes: after how many cells they begin again.
         """
         refuse_unknown_keywords(self, kwargs)
-        outputs = self.axial(pixel_values, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        outputs = self.axial(
+            pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            position_period=position_period,
+            **kwargs,
+        )
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
@@ -106,6 +115,7 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
+        position_period: Sequence[float | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> BackboneOutput:
         r"""
@@ -115,12 +125,20 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
             True (or 1) for cells to use, False for padding.
         position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
             Where the cells lie along the axis, in cells; see [`AxialModel`].
+        position_period (one number or None for each axis, *optional*):
+            With `position_ids`, for periodic axes: after how many cells they begin again.
 
         Returns `feature_maps`, one `(batch_size, hidden_size, *grid)` for each of `out_features`: the hidden state
         after that layer under the final norm of the trunk, channels first.
         """
         refuse_unknown_keywords(self, kwargs)
-        outputs = self.axial(pixel_values, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        outputs = self.axial(
+            pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            position_period=position_period,
+            **kwargs,
+        )
         states = dict(zip(self.stage_names, outputs.hidden_states, strict=True))
         return BackboneOutput(
             feature_maps=tuple(self.axial.norm(states[stage]).movedim(-1, 1) for stage in self.out_features),

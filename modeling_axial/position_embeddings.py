@@ -4,6 +4,7 @@ A kind that acts on the grid before the first layer is a `GridPosition`, one tha
 `LinePosition`; `POSITION_KINDS` names them. Positions are counted in cells, and may come from outside of the model.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +13,31 @@ from torch import nn
 
 from .configuration_strict import AxisDescription, BlockConfig
 from .masks import bounding_box, values_are_hidden
+
+
+class AxisCells(NamedTuple):
+    """Where the cells along an axis lie."""
+
+    positions: torch.Tensor  # (1 or B, length), in cells
+    period: float | None = None  # of a periodic axis: positions that differ by it are the same place
+    # Which meet in attention, as positions (1 or B, *blocks, queries) and (1 or B, *blocks, keys): all by default.
+    queries: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the last cell stands before the first: all cells of a periodic axis are there."""
+        return self.period is not None and self.positions.shape[-1] == self.period
+
+    @property
+    def distances(self) -> torch.Tensor:
+        """From keys to queries, (1 or B, *blocks, queries, keys): by the shorter way round on periodic axes."""
+        queries = self.positions if self.queries is None else self.queries
+        keys = self.positions if self.keys is None else self.keys
+        distances = queries[..., :, None] - keys[..., None, :]
+        if self.period is None:
+            return distances
+        return (distances + self.period / 2).remainder(self.period) - self.period / 2
 
 
 class GridPosition(nn.Module):
@@ -26,11 +52,11 @@ class GridPosition(nn.Module):
         self,
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None = None,
-        positions: tuple[torch.Tensor, ...] | None = None,
+        cells: tuple[AxisCells, ...] | None = None,
     ) -> torch.Tensor:
         """(B, *grid, hidden_size) -> the same shape, for any grid lengths.
 
-        `mask`: boolean (B, *grid). `positions`: for each axis (1 or B, length), in cells of the native grid.
+        `mask`: boolean (B, *grid). `cells`: for each axis, where positions come from outside.
         """
         raise NotImplementedError
 
@@ -42,8 +68,8 @@ class LinePosition(nn.Module):
         super().__init__()
 
     @staticmethod
-    def prepare(config: BlockConfig, axis: AxisDescription, positions: torch.Tensor) -> Any:
-        """What all layers share, made once per forward pass of the positions (1 or B, length) of the cells."""
+    def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> Any:
+        """What all layers share, made once per forward pass."""
         return None
 
     def turn(self, states: torch.Tensor, prepared: Any) -> torch.Tensor:
@@ -51,7 +77,7 @@ class LinePosition(nn.Module):
         return states
 
     def bias(self, prepared: Any) -> torch.Tensor | None:
-        """What is added to the scores: (1 or B, heads, queries, keys), or None."""
+        """What is added to the scores: (1 or B, *blocks, heads, queries, keys), or None."""
         return None
 
 
@@ -61,7 +87,8 @@ class LearnedPositionEmbedding(GridPosition):
     The tables `axis_0`, `axis_1`, ... are (length of the native grid, hidden_size). Positions from outside are rows of
     them, and are clamped at their ends. Without, the tables are spread over the grid at hand, or, under a mask, over
     the bounding box of the cells in use of each sample: a padded picture has the positions that it has alone, wherever
-    it lies. At native size a cell gets its row exactly, elsewhere a linear mix of two.
+    it lies. At native size a cell gets its row exactly, elsewhere a linear mix of two. On a periodic axis the table is
+    a circle, spread over the period, whatever the mask.
 
     `axes`: those that have a table, all by default. `grid_shape`: the native grid, if it is not that of `config`.
     """
@@ -76,20 +103,27 @@ class LearnedPositionEmbedding(GridPosition):
         for axis in self.axes:
             table = nn.Parameter(torch.empty(grid_shape[axis], config.hidden_size))
             self.register_parameter(f"axis_{axis}", table)
+        self.periodic_axes = {axis.axis for axis in config.axes if axis.periodic}
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None = None,
-        positions: tuple[torch.Tensor, ...] | None = None,
+        cells: tuple[AxisCells, ...] | None = None,
     ) -> torch.Tensor:
         grid_shape = hidden_states.shape[1:-1]
-        boxes = [(0, length) for length in grid_shape] if mask is None or positions else bounding_box(mask)
+        boxes = None if mask is None or cells else bounding_box(mask)
         for axis in self.axes:
             # Not get_parameter, which refuses the plain tensors that functional_call puts in place of parameters.
             table, length = getattr(self, f"axis_{axis}"), grid_shape[axis]
-            rows = positions[axis] if positions else spread_over(*boxes[axis], length, table)
-            vectors = read_table(table, rows)
+            periodic = axis in self.periodic_axes
+            if cells is not None:
+                rows, period = cells[axis].positions, cells[axis].period
+                rows = rows if period is None else rows * (table.shape[0] / period)
+            else:
+                box = (0, length) if boxes is None or periodic else boxes[axis]
+                rows = spread_over(*box, length, table)
+            vectors = read_table(table, rows, periodic)
             axes_after = [1] * (len(grid_shape) - axis - 1)
             hidden_states = hidden_states + vectors.view(-1, *[1] * axis, length, *axes_after, vectors.shape[-1])
         return hidden_states
@@ -109,15 +143,17 @@ def spread_over(
     return (cells - first + 0.5) * (table.shape[0] / extent) - 0.5
 
 
-def read_table(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def read_table(table: torch.Tensor, positions: torch.Tensor, periodic: bool = False) -> torch.Tensor:
     """Rows of a table (rows, hidden_size) at any positions (...), counted in rows: (..., hidden_size).
 
-    Linear between two rows, exact at whole numbers, and the first or last row beyond the edges. Made of gathers, whose
-    backward has a deterministic form on every device.
+    Linear between two rows, exact at whole numbers, and the first or last row beyond the edges, or, if it is periodic,
+    as if the table was repeated there. Made of gathers, whose backward has a deterministic form on every device.
     """
-    positions = positions.clamp(0, table.shape[0] - 1)
-    below = positions.long()
-    above = (below + 1).clamp(max=table.shape[0] - 1)
+    last = table.shape[0] - 1
+    positions = positions.remainder(table.shape[0]) if periodic else positions.clamp(0, last)
+    below = positions.long().clamp(max=last)  # a remainder is rounded up to the divisor where it is closest to that
+    above = below + 1
+    above = above.remainder(table.shape[0]) if periodic else above.clamp(max=last)
     wide = torch.promote_types(table.dtype, torch.float32)
     mixed = torch.lerp(table[below].to(wide), table[above].to(wide), (positions - below)[..., None].to(wide))
     return mixed.to(table.dtype)
@@ -132,7 +168,9 @@ class RotaryPosition(LinePosition):
     """The rotary embedding (Su et al. 2021, arXiv 2104.09864).
 
     Position p turns the pair of channels k by p · rope_theta ** (-2k / head_dim) radians, so that scores depend on
-    distances along the axis. Computed in forward: no buffer to lose on the meta device.
+    distances along the axis. On a periodic axis these are rounded to whole turns per period, of the native length; a
+    pair that would make less than half a turn makes none, but for the first, which makes one at least. Computed in
+    forward: no buffer to lose on the meta device.
     """
 
     def __init__(self, config: BlockConfig, axis: AxisDescription):
@@ -140,12 +178,18 @@ class RotaryPosition(LinePosition):
         self.axis = axis.axis
 
     @staticmethod
-    def prepare(
-        config: BlockConfig, axis: AxisDescription, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin), each (1 or B, length, head_dim)."""
+        positions = cells.positions[..., None]
         pairs = torch.arange(0, config.head_dim, 2, dtype=positions.dtype, device=positions.device)
-        angles = positions[..., None] * axis.rope_theta ** -(pairs / config.head_dim)
+        frequencies = axis.rope_theta ** -(pairs / config.head_dim)
+        if cells.period is None:
+            angles = positions * frequencies
+        else:
+            turns = (frequencies * (axis.length / (2 * math.pi))).round()
+            turns = torch.maximum(turns, (pairs == 0).to(turns))
+            # Only what exceeds whole turns, so that places one period apart have one angle to the last bit.
+            angles = (positions * turns).remainder(cells.period) * (2 * math.pi / cells.period)
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
@@ -169,21 +213,21 @@ class RelativePosition(LinePosition):
     """A learned number per head and distance, added to the scores (Shaw et al. 2018, arXiv 1803.02155; this form: Liu
     et al. 2021, arXiv 2103.14030).
 
-    Row r of `table` (2 · length - 1, heads), with the length of the native axis, belongs to the distance r + 1 - length
-    from key to query. Larger distances have that of the largest, others than whole ones a linear mix of two.
+    Row r of `table` (2 · reach + 1, heads) belongs to the distance r - reach from key to query, where `reach` is the
+    largest on the native axis. Larger distances have that of the largest, others than whole ones a linear mix of two.
     """
 
     def __init__(self, config: BlockConfig, axis: AxisDescription):
         super().__init__(config, axis)
-        self.table = nn.Parameter(torch.empty(2 * axis.length - 1, config.num_attention_heads))
+        self.table = nn.Parameter(torch.empty(2 * axis.reach + 1, config.num_attention_heads))
 
     @staticmethod
-    def prepare(config: BlockConfig, axis: AxisDescription, positions: torch.Tensor) -> torch.Tensor:
-        """The rows of the pairs: (1 or B, queries, keys)."""
-        return positions[:, :, None] - positions[:, None, :] + (axis.length - 1)
+    def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> torch.Tensor:
+        """The rows of the pairs: (1 or B, *blocks, queries, keys)."""
+        return cells.distances + axis.reach
 
     def bias(self, prepared: torch.Tensor) -> torch.Tensor:
-        return read_table(self.table, prepared).movedim(-1, 1)
+        return read_table(self.table, prepared).movedim(-1, -3)
 
 
 class PositionKind(NamedTuple):
@@ -216,19 +260,15 @@ def line_classes(axis: AxisDescription) -> list[type[LinePosition]]:
     return [kind for kind in (POSITION_KINDS[name].line for name in axis.positions) if kind is not None]
 
 
-def prepare_line(
-    config: BlockConfig, axis: AxisDescription, hidden_states: torch.Tensor, positions: torch.Tensor | None = None
-) -> tuple[Any, ...]:
-    """What the `LinePosition`s of an axis prepare for a grid (B, *grid, hidden_size).
+def prepare_line(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> tuple[Any, ...]:
+    """What the `LinePosition`s of an axis prepare."""
+    return tuple(kind.prepare(config, axis, cells) for kind in line_classes(axis))
 
-    `positions`: (1 or B, length), in cells; counted from 0 if not given.
-    """
-    classes = line_classes(axis)
-    if not classes:
-        return ()
-    if positions is None:
-        positions = count_cells(hidden_states.shape[axis.axis + 1], hidden_states)
-    return tuple(kind.prepare(config, axis, positions) for kind in classes)
+
+def cells_of_axis(axis: AxisDescription, hidden_states: torch.Tensor) -> AxisCells:
+    """The cells of a grid (B, *grid, hidden_size) along an axis, all of it, counted from 0."""
+    length = hidden_states.shape[axis.axis + 1]
+    return AxisCells(count_cells(length, hidden_states), length if axis.periodic else None)
 
 
 def count_cells(length: int, states: torch.Tensor) -> torch.Tensor:
@@ -267,3 +307,26 @@ def check_position_ids(
         wide = torch.promote_types(torch.promote_types(given.dtype, dtype), torch.float32)
         positions.append(given.to(device, wide).reshape(-1, length))
     return tuple(positions)
+
+
+def check_position_period(
+    position_period: Sequence[float | None] | None,
+    position_ids: Sequence[torch.Tensor] | None,
+    axes: Sequence[AxisDescription],
+) -> tuple[float | None, ...]:
+    """The period of each axis in the units of its `position_ids`, None where it is not periodic.
+
+    Raises:
+        ValueError: unless, with `position_ids`, each periodic axis has a positive number, and others None.
+    """
+    periods = (None,) * len(axes) if position_period is None else tuple(position_period)
+    if position_period is not None and position_ids is None:
+        raise ValueError("position_period is in the units of position_ids: give both, or neither for whole axes.")
+    is_number = [isinstance(period, int | float) and 0 < period < math.inf for period in periods]
+    if is_number != [axis.periodic and position_ids is not None for axis in axes]:
+        periodic = [axis.axis for axis in axes if axis.periodic]
+        raise ValueError(
+            f"position_period={position_period} must have one entry for each of the {len(axes)} axes: with "
+            f"position_ids a positive number for those that are periodic, {periodic}, and None for others."
+        )
+    return periods

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from .attention import AxialCrossAttention
+from .axis_module import AxisModule
 from .configuration_strict import BlockConfig
 from .layer_context import NO_CONTEXT, LayerContext
 
 
-class InducedAxialAttention(nn.Module):
+class InducedAxialAttention(AxisModule):
     """Attention along one axis by way of m learned points: (B, *G, hidden_size) -> the same.
 
     p = points + Attention(points, h), then Attention(h, norm(p)), for each line along the axis: m · L scores instead of
@@ -23,9 +24,8 @@ class InducedAxialAttention(nn.Module):
     """
 
     def __init__(self, config: BlockConfig, axis: int):
-        super().__init__()
-        self.axis = axis
-        num_points = config.axes[axis].num_inducing_points
+        super().__init__(config, axis)
+        num_points = self.description.num_inducing_points
         if num_points is None:
             raise ValueError(f"num_inducing_points must be given for axis {axis}, which is None.")
         self.points = nn.Parameter(torch.empty(num_points, config.hidden_size))

@@ -12,7 +12,7 @@ from modeling_axial.attention import AxialAttentionCore, AxialSelfAttention, axi
 from modeling_axial.axial_layer import ATTENTION_CLASSES
 from modeling_axial.configuration_axial import AxialConfig
 from modeling_axial.layer_context import LayerContext
-from modeling_axial.position_embeddings import prepare_line
+from modeling_axial.position_embeddings import AxisCells, prepare_line
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -890,8 +890,8 @@ def test_rotary_attention_weights_depend_on_the_distance_only(grid):
         cells = torch.arange(grid[axis], dtype=torch.float64)[None]
         for positions in (cells, cells + 4, cells + 101.5, 1.5 * cells):
             prepared = [()] * len(grid)
-            prepared[axis] = prepare_line(attention.config, attention.description, hidden_states, positions)
-            attention(hidden_states, LayerContext(positions=tuple(prepared), output_attentions=True))
+            prepared[axis] = prepare_line(attention.config, attention.description, AxisCells(positions))
+            attention(hidden_states, LayerContext(prepared=tuple(prepared), output_attentions=True))
         for shifted in weights[1:3]:
             torch.testing.assert_close(shifted, weights[0], rtol=1e-11, atol=1e-11)
         assert (weights[3] - weights[0]).abs().max() > 1e-3  # and they do depend on it

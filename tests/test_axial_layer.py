@@ -11,7 +11,7 @@ from modeling_axial.axial_layer import (
     run_layers,
 )
 from modeling_axial.layer_context import NO_CONTEXT, LayerContext
-from modeling_axial.position_embeddings import prepare_line
+from modeling_axial.position_embeddings import AxisCells, prepare_line
 
 GRIDS = [(7,), (5, 3), (2, 5, 3), (2, 3, 5, 7)]
 HIDDEN = 6
@@ -37,9 +37,9 @@ def make_layer(grid=(5, 3), **overrides):
     # Other positions than those that a layer takes by itself.
     positions = [0.7 * torch.arange(length, dtype=torch.float64)[None] for length in grid]
     prepared = (
-        prepare_line(config, axis, states(grid), cells) for axis, cells in zip(config.axes, positions, strict=True)
+        prepare_line(config, axis, AxisCells(cells)) for axis, cells in zip(config.axes, positions, strict=True)
     )
-    return layer, LayerContext(positions=tuple(prepared))
+    return layer, LayerContext(prepared=tuple(prepared))
 
 
 def states(grid=(5, 3), seed=1, batch=2):
@@ -123,7 +123,7 @@ def test_attention_half(grid, attention_mode, masked):
     assert close(output, expected_f(layer, hidden_states, context))
     # Mask and positions arrive at every axis.
     if len(grid) > 1:
-        assert not close(output, layer.attention(hidden_states, context._replace(positions=())))
+        assert not close(output, layer.attention(hidden_states, context._replace(prepared=())))
         assert not close(output, layer.attention(hidden_states, context._replace(mask=~padding(grid))))
 
 

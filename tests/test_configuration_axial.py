@@ -54,6 +54,13 @@ CASES = {
         [0, -2, [], (), [2, 0], (None, -1)],
         [None, 3, [2, None], (None, 3)],
     ),
+    "mixer": ([3, True, [3]], [[], ()], [None, "full", ["full", None], (None, None)]),
+    "attention_window": (
+        ["2", 2.0, True, [2.0], [2, "3"], (2, True)],
+        [0, -2, [], (), [2, 0], (None, -1)],
+        [None, 3, [2, None], (None, 3)],
+    ),
+    "periodic": (["yes", 1, None, 0.0, [1, 0]], [[], ()], [True, False, [True, False], (False, True)]),
     "pooling": ([None, 3, ["mean"], True], ["", "max"], ["mean", "attention"]),
     "num_pooling_seeds": NUMBERS,
     "reversible": FLAGS,
@@ -107,6 +114,14 @@ RULES = {
     "each kind of position once": (
         {"position_embedding": ["learned+none", "none"]},
         ["position_embedding=['learned+none', 'none']", "once", "alone"],
+    ),
+    "mixers have a known name": (
+        {"mixer": ["full", "convolution"]},
+        ["mixer=['full', 'convolution']", "'convolution'", "full, induced, window"],
+    ),
+    "a mixer reads its own field": (
+        {"attention_window": [None, 2], "num_inducing_points": [None, 3]},
+        ["num_inducing_points=3", "attention_window=2", "axis 1", "mixer='window'"],
     ),
     "inducing points see no pairs of cells": (
         {"position_embedding": "relative", "num_inducing_points": [None, 3]},
@@ -233,8 +248,39 @@ def test_derived_values():
         AxisDescription(1, 7, ("none",), 7, "induced", 5),
     )
     assert [axis.mixer for axis in AxialConfig(num_inducing_points=3).axes] == ["induced", "induced"]
+    config = AxialConfig(image_size=[6, 35], patch_size=[2, 5], attention_window=[None, 2], periodic=[True, False])
+    assert config.axes == (
+        AxisDescription(0, 3, periodic=True),
+        AxisDescription(1, 7, mixer="window", attention_window=2),
+    )
     assert AxialConfig(num_pooling_seeds=3).pooled_size == 384
     assert AxialConfig(num_pooling_seeds=3, pooling="attention").pooled_size == 3 * 384
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mixer": "window"},
+        {"mixer": "induced"},
+        {"mixer": "full", "attention_window": 2},
+        {"mixer": "full", "num_inducing_points": 2},
+        {"mixer": "window", "num_inducing_points": 2, "attention_window": 2},
+        {"mixer": "induced", "num_inducing_points": 2, "attention_window": 2},
+        {"num_inducing_points": 2, "attention_window": 2},
+    ],
+    ids=str,
+)
+def test_no_mixer_without_its_field_or_with_that_of_another(values):
+    with pytest.raises(StrictDataclassClassValidationError, match="but axis 0 has mixer="):
+        AxialConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "periodic", "reach"),
+    [(7, None, False, 6), (7, None, True, 3), (8, None, True, 4), (7, 2, False, 2), (7, 9, False, 6), (7, 9, True, 3)],
+)
+def test_how_far_cells_are_apart_that_meet(length, window, periodic, reach):
+    assert AxisDescription(0, length, attention_window=window, periodic=periodic).reach == reach
 
 
 def test_attention_with_a_table_of_all_heads_stays_whole_under_tensor_parallelism():
@@ -282,6 +328,7 @@ def test_rule_broken_later_is_found_when_saving(tmp_path, values, words):
     [
         {"image_size": [48, 32, 16], "patch_size": [16, 8, 4]},
         {"hidden_size": 34, "num_attention_heads": 4, "head_dim": 7},
+        {"mixer": ["window", "induced"], "attention_window": [2, None], "num_inducing_points": [None, 3]},
         {"position_embedding": "rotary", "head_dim": 8},
         {"position_embedding": "learned", "head_dim": 7},
         {"feed_forward": "convolution", "image_size": 8, "patch_size": [2, 2, 2]},

@@ -6,6 +6,7 @@ import torch
 
 from modeling_axial import AxialConfig
 from modeling_axial.feed_forward import FEED_FORWARD_CLASSES, AxialConvolutionFeedForward, AxialGatedMLP, AxialMLP
+from modeling_axial.layer_context import LayerContext
 from modeling_axial.testing import receptive_field
 
 GRIDS = [(7,), (5, 3), (2, 5, 3)]
@@ -19,7 +20,7 @@ ACTIVATIONS = {
 }
 
 
-def feed_forward(kind, grid, hidden_act="gelu"):
+def feed_forward(kind, grid, hidden_act="gelu", **overrides):
     config = AxialConfig(
         image_size=list(grid),
         patch_size=[1] * len(grid),
@@ -28,6 +29,7 @@ def feed_forward(kind, grid, hidden_act="gelu"):
         intermediate_size=INTERMEDIATE,
         hidden_act=hidden_act,
         feed_forward=kind,
+        **overrides,
     )
     torch.manual_seed(0)
     return FEED_FORWARD_CLASSES[kind](config).double()
@@ -107,7 +109,7 @@ def test_convolution_equals_its_sum_over_neighbours(grid, hidden_act):
 def test_masked_cells_are_beyond_the_edge_of_a_convolution(grid):
     module, hidden_states = feed_forward("convolution", grid), states(2, *grid, HIDDEN)
     mask = states(3, *grid)[1:] > -0.5
-    output = module(hidden_states.masked_fill(~mask[..., None], torch.nan), mask)
+    output = module(hidden_states.masked_fill(~mask[..., None], torch.nan), LayerContext(mask))
     with torch.no_grad():
         for sample in range(2):
             used = [cell for cell in cells(grid) if mask[(sample, *cell)]]
@@ -116,6 +118,32 @@ def test_masked_cells_are_beyond_the_edge_of_a_convolution(grid):
             inner = {cell: activated(vector, "gelu") for cell, vector in inner.items()}
             for cell, expected in slow_convolution(module.conv2, inner).items():
                 assert torch.allclose(output[(sample, *cell)], expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("cropped_axes", [(), (0,)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("grid", [*GRIDS, (1, 5), (2, 3)], ids=str)
+def test_convolution_goes_on_across_the_ends_of_periodic_axes(grid, masked, cropped_axes):
+    module, hidden_states = feed_forward("convolution", grid, periodic=[True] * len(grid)), states(2, *grid, HIDDEN)
+    mask = states(3, *grid)[1:] > -0.5 if masked else None
+    output = module(hidden_states, LayerContext(mask, cropped_axes=cropped_axes))
+    closed = [axis for axis in range(len(grid)) if axis not in cropped_axes]
+    with torch.no_grad():
+        for sample in range(2):
+            used = {cell: hidden_states[(sample, *cell)] for cell in cells(grid) if not masked or mask[(sample, *cell)]}
+            inner = slow_convolution(module.conv1, around(used, grid, closed))
+            inner = {cell: activated(inner[cell], "gelu") for cell in used}
+            outer = slow_convolution(module.conv2, around(inner, grid, closed))
+            for cell in used:
+                assert torch.allclose(output[(sample, *cell)], outer[cell], rtol=0, atol=1e-13)
+
+
+def around(used, grid, closed):
+    """The cells again one length before and after along closed axes."""
+    for axis in closed:
+        copies = [(cell, step) for cell in used for step in (-grid[axis], 0, grid[axis])]
+        used = {(*cell[:axis], cell[axis] + step, *cell[axis + 1 :]): used[cell] for cell, step in copies}
+    return used
 
 
 @pytest.mark.parametrize(

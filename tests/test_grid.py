@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from modeling_axial.grid import neighbourhoods, patchify, shift, unpatchify
+from modeling_axial.grid import neighbourhoods, patchify, shift, unpatchify, unwrap, wrap
 
 CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 # (grid, patch): prime lengths, none of them twice next to each other.
@@ -69,3 +69,15 @@ def test_shift():
     assert shift(states, 1)[0, :, :, 0].tolist() == [[0, 1, 2, 3], [0, 5, 6, 7], [0, 9, 10, 11]]
     assert shift(states, 0, -1)[0, :, :, 0].tolist() == [[5, 6, 7, 8], [9, 10, 11, 12], [0, 0, 0, 0]]
     assert not shift(states[:, :1], 0).any()
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1,), (2, 0)], ids=str)
+def test_wrapped_axes_go_on_with_their_other_end(axes):
+    states = torch.randn(2, 5, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    wrapped = wrap(states, axes)
+    grid = [length + 2 * (axis in axes) for axis, length in enumerate((5, 1, 3))]
+    assert wrapped.shape == (2, *grid, 4)
+    for cell in itertools.product(*map(range, grid)):
+        origin = [(at - (axis in axes)) % length for axis, (at, length) in enumerate(zip(cell, (5, 1, 3), strict=True))]
+        assert torch.equal(wrapped[(0, *cell)], states[(0, *origin)])
+    assert torch.equal(unwrap(wrapped, axes), states)

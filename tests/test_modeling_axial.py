@@ -15,6 +15,7 @@ from modeling_axial import (
 )
 from modeling_axial.attention import eager_attention_forward
 from modeling_axial.layer_context import LayerContext
+from modeling_axial.position_embeddings import AxisCells
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -503,7 +504,7 @@ def test_each_sample_has_its_own_positions(position_embedding):
 def test_a_crop_has_the_learned_positions_that_it_has_in_the_whole():
     embeddings, whole = make_model().embeddings, pixels(make_config())
     positions = (torch.tensor([[1.0, 2.0, 3.0]]).double(), torch.tensor([[1.0, 2.0]]).double())
-    crop = embeddings(whole[:, :, 2:8, 3:9], positions=positions)
+    crop = embeddings(whole[:, :, 2:8, 3:9], cells=tuple(map(AxisCells, positions)))
     torch.testing.assert_close(crop, embeddings(whole)[:, 1:4, 1:3], rtol=1e-13, atol=1e-13)
 
 
@@ -560,3 +561,79 @@ def test_heads_hand_positions_down(model_class):
     model.axial.register_forward_hook(lambda *call: seen.append(call[2]["position_ids"]), with_kwargs=True)
     model(pixels(model.config), position_ids=position_ids)
     assert seen[0] is position_ids
+
+
+# ---- periodic axes ----
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("feed_forward", ["mlp", "convolution"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"position_embedding": "none"},
+        {"position_embedding": "rotary+relative"},
+        {"position_embedding": "relative", "attention_window": [None, 2]},
+        {"position_embedding": ["learned", "rotary"], "attention_mode": "sum", "attention_window": 1},
+        {"position_embedding": ["relative", "none"], "num_inducing_points": [None, 3], "pooling": "attention"},
+    ],
+    ids=str,
+)
+def test_to_roll_the_input_along_a_periodic_axis_rolls_the_output(overrides, feed_forward, reversible):
+    model = make_model(
+        image_size=[10, 99], periodic=[False, True], feed_forward=feed_forward, reversible=reversible, **overrides
+    )
+    pixel_values = torch.randn(2, 2, 10, 99, dtype=torch.float64)
+    mask = torch.rand(2, 5, 33) > 0.2
+    for attention_mask in (None, mask):
+        output = model(pixel_values, attention_mask=attention_mask)
+        for cells in (1, 16, 32):
+            rolled_mask = None if attention_mask is None else mask.roll(cells, 2)
+            rolled = model(pixel_values.roll(3 * cells, 3), attention_mask=rolled_mask)
+            expected = output.last_hidden_state.roll(cells, 2)
+            torch.testing.assert_close(rolled.last_hidden_state, expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(rolled.pooler_output, output.pooler_output, rtol=1e-12, atol=1e-12)
+    ends = make_model(image_size=[10, 99], feed_forward=feed_forward, reversible=reversible, **overrides)
+    if overrides["position_embedding"] != "none" and "num_inducing_points" not in overrides:
+        output, rolled = (ends(each).last_hidden_state for each in (pixel_values, pixel_values.roll(3, 3)))
+        assert (rolled - output.roll(1, 2)).abs().max() > 1e-3
+
+
+def test_a_part_of_a_periodic_axis_has_ends():
+    options = {"attention_window": 1, "feed_forward": "convolution", "num_hidden_layers": 1, "periodic": [False, True]}
+    model = make_model(image_size=[2, 33], position_embedding="relative", **options)
+    pixel_values = torch.randn(1, 2, 2, 33, dtype=torch.float64)
+    whole = model(pixel_values).last_hidden_state
+    cells = torch.arange(11.0)
+    outputs = {}
+    for first, last in ((0, 11), (0, 9), (2, 11)):
+        position_ids = [torch.zeros(1), cells[first:last]]
+        crop = pixel_values[..., 3 * first : 3 * last]
+        outputs[first, last] = model(crop, position_ids=position_ids, position_period=[None, 11.0]).last_hidden_state
+        agrees = (outputs[first, last] - whole[:, :, first:last]).abs().amax((0, 1, 3)) < 1e-12
+        # Attention reads one cell, and the two convolutions two further ones.
+        inner = [3 <= cell < last - first - 3 for cell in range(last - first)]
+        assert agrees.tolist() == ([True] * 11 if last - first == 11 else inner)
+    # Where a crop lies makes no difference to what it reads.
+    again = model(pixel_values[..., :27], position_ids=[torch.zeros(1), cells[2:]], position_period=[None, 11.0])
+    torch.testing.assert_close(again.last_hidden_state, outputs[0, 9], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("model_class", [AxialForImageClassification, AxialBackbone])
+def test_heads_hand_periods_down(model_class):
+    torch.manual_seed(0)
+    model = model_class(make_config(periodic=[False, True], position_embedding="rotary")).double().eval()
+    pixel_values, position_ids = torch.randn(2, 2, 10, 9, dtype=torch.float64), [torch.arange(5.0), torch.arange(3.0)]
+    whole, same, other = (
+        model(pixel_values, **given)[0]
+        for given in (
+            {},
+            {"position_ids": position_ids, "position_period": [None, 3]},
+            {"position_ids": position_ids, "position_period": [None, 5]},
+        )
+    )
+    whole, same, other = ((each[0] if isinstance(each, tuple) else each) for each in (whole, same, other))
+    torch.testing.assert_close(same, whole, rtol=1e-12, atol=1e-12)
+    assert (other - whole).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="position_period=None must have one entry"):
+        model(pixel_values, position_ids=position_ids)

@@ -8,13 +8,16 @@ from modeling_axial import AxialConfig, AxialModel, AxialPositionalEmbedding
 from modeling_axial.configuration_axial import POSITION_NAMES
 from modeling_axial.position_embeddings import (
     POSITION_KINDS,
+    AxisCells,
     LearnedPositionEmbedding,
     LinePosition,
     PositionKind,
     RelativePosition,
     RotaryPosition,
     apply_rotary,
+    cells_of_axis,
     check_position_ids,
+    check_position_period,
     line_classes,
     make_grid_positions,
     prepare_line,
@@ -46,7 +49,9 @@ def learned(grid, dtype=torch.float64):
 def rotations_for(grid, **overrides):
     dtype, config = overrides.pop("dtype", torch.float64), config_for(grid, position_embedding="rotary", **overrides)
     hidden_states = torch.zeros(1, *grid, HEADS * HEAD_DIM, dtype=dtype)
-    return [rotation for axis in config.axes for rotation in prepare_line(config, axis, hidden_states)]
+    return [
+        rotation for axis in config.axes for rotation in prepare_line(config, axis, cells_of_axis(axis, hidden_states))
+    ]
 
 
 def cells(grid):
@@ -231,7 +236,7 @@ def test_angles_are_computed_in_float32_at_least(dtype):
 def test_angles_are_made_where_the_states_are():
     config, hidden_states = config_for((5, 3), position_embedding="rotary"), torch.empty(1, 5, 3, 12, device="meta")
     for axis in config.axes:
-        ((cos, sin),) = prepare_line(config, axis, hidden_states)
+        ((cos, sin),) = prepare_line(config, axis, cells_of_axis(axis, hidden_states))
         assert cos.device.type == sin.device.type == "meta"
 
 
@@ -299,7 +304,7 @@ def relative(length, heads=HEADS):
 
 
 def bias_of(config, module, positions):
-    return module.bias(module.prepare(config, config.axes[0], positions))
+    return module.bias(module.prepare(config, config.axes[0], AxisCells(positions)))
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
@@ -334,7 +339,7 @@ def test_kinds_may_differ_between_axes():
     assert {name: table.shape[0] for name, table in module.named_parameters()} == {"axis_0": 5, "axis_2": 2}
     assert [line_classes(axis) for axis in config.axes] == [[], [RotaryPosition, RelativePosition], []]
     hidden_states = states(2, 5, 3, 2, 12).float()
-    prepared = [prepare_line(config, axis, hidden_states) for axis in config.axes]
+    prepared = [prepare_line(config, axis, cells_of_axis(axis, hidden_states)) for axis in config.axes]
     assert [len(each) for each in prepared] == [0, 2, 0]
 
 
@@ -344,8 +349,9 @@ def test_positions_from_outside_are_rows_of_the_tables_and_a_mask_moves_nothing(
     columns = torch.tensor([[2.0, 1.0, 0.0, 0.25]], dtype=torch.float64)
     mask = torch.zeros(2, 2, 4, dtype=torch.bool)
     mask[:, 1, 2] = True
-    output = module(hidden_states, mask, (rows, columns))
-    assert torch.equal(output, module(hidden_states, None, (rows, columns)))
+    given = (AxisCells(rows), AxisCells(columns))
+    output = module(hidden_states, mask, given)
+    assert torch.equal(output, module(hidden_states, None, given))
     of_rows = torch.stack([module.axis_0[[1, 4]], torch.stack([module.axis_0[:2].mean(0), module.axis_0[0]])])
     of_columns = torch.stack([*module.axis_1[[2, 1, 0]], 0.75 * module.axis_1[0] + 0.25 * module.axis_1[1]])
     torch.testing.assert_close(output, hidden_states + of_rows[:, :, None] + of_columns)
@@ -377,13 +383,117 @@ def test_positions_are_kept_precise():
     assert check_position_ids(given, (2, 5, 3), torch.float64, torch.device("cpu"))[0].dtype == torch.float64
 
 
+# ---- periodic axes ----
+
+
+def test_distances_on_a_circle_go_the_shorter_way_round():
+    positions = torch.tensor([[0.0, 2.5, 6.0, 7.0]], dtype=torch.float64)
+    assert AxisCells(positions).distances[0, :, 0].tolist() == [0, 2.5, 6, 7]
+    around = AxisCells(positions, 8).distances[0]
+    assert around[:, 0].tolist() == [0, 2.5, -2, -1] and around[0].tolist() == [0, -2.5, 2, 1]
+    # Half a circle is one distance, wherever it begins.
+    ends = AxisCells(torch.arange(8.0)[None], 8).distances[0]
+    assert {ends[cell, (cell + 4) % 8].item() for cell in range(8)} == {-4}
+    blocks = AxisCells(positions, 8, queries=positions[:, [[0], [3]]], keys=positions[:, [[1, 2], [0, 1]]])
+    assert blocks.distances.tolist() == [[[[-2.5, 2.0]], [[-1.0, -3.5]]]]
+
+
+def test_only_all_of_a_periodic_axis_wraps():
+    positions = torch.arange(6.0)[None]
+    assert [AxisCells(positions, period).wraps for period in (None, 6, 6.0, 5.9, 7)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_tables_of_periodic_axes_are_circles():
+    config = config_for((5, 3), periodic=[True, False])
+    module = LearnedPositionEmbedding(config).double()
+    module.axis_0.data, module.axis_1.data = states(5, 12), torch.zeros(3, 12, dtype=torch.float64)
+    table, hidden_states = module.axis_0, torch.zeros(2, 10, 3, 12, dtype=torch.float64)
+    output = module(hidden_states)
+    places = [(0.5 + cell) / 2 - 0.5 for cell in range(10)]
+    expected = torch.stack(
+        [table[math.floor(x) % 5] * (1 - x % 1) + table[(math.floor(x) + 1) % 5] * (x % 1) for x in places]
+    )
+    torch.testing.assert_close(output[0, :, 1], expected, rtol=1e-14, atol=1e-14)
+    # A mask moves nothing on such an axis, but as ever on others.
+    mask = torch.zeros(2, 10, 3, dtype=torch.bool)
+    mask[:, 3:5, :2] = True
+    assert torch.equal(module(hidden_states, mask)[:, :, :2], output[:, :, :2])
+    # From outside they are scaled from the period to the native length.
+    around = torch.tensor([[0.0, 1.5, -1.0, 14.0]], dtype=torch.float64)
+    given = module(hidden_states[:, :4], None, (AxisCells(around, 15), AxisCells(torch.zeros(1, 3))))
+    expected = torch.stack([table[0], (table[0] + table[1]) / 2, *[table[4] / 3 + 2 * table[0] / 3] * 2])
+    torch.testing.assert_close(given[1, :, 2], expected, rtol=1e-14, atol=1e-14)
+
+
+def test_a_place_just_before_the_first_row_of_a_circle_is_the_first():
+    table = states(5, 2)
+    assert torch.equal(read_table(table, torch.tensor([-1e-30], dtype=torch.float64), periodic=True), table[:1])
+
+
+@pytest.mark.parametrize("period", [60, 360.0])
+def test_rotations_of_periodic_axes_make_whole_turns(period):
+    config = config_for((60,), position_embedding="rotary", periodic=True, head_dim=12, rope_theta=100.0)
+    positions = torch.linspace(-5, 3, 7, dtype=torch.float64)[None] * period / 10
+    (cos, sin), (cos_around, sin_around) = (
+        RotaryPosition.prepare(config, config.axes[0], AxisCells(each, period))
+        for each in (positions, positions + period)
+    )
+    torch.testing.assert_close((cos, sin), (cos_around, sin_around), rtol=1e-11, atol=1e-11)
+    # 100 ** (-k / 6) radians a cell: 9.5, 4.4, 2.06, 0.95, 0.44 and 0.2 turns in 60 cells.
+    angles = (
+        2
+        * math.pi
+        * torch.tensor([10.0, 4.0, 2.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+        * positions[0, :, None]
+        / period
+    )
+    torch.testing.assert_close(cos[0], angles.cos().repeat(1, 2), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(sin[0], angles.sin().repeat(1, 2), rtol=1e-11, atol=1e-11)
+    short = config_for((2,), position_embedding="rotary", periodic=True)
+    cos, _ = RotaryPosition.prepare(short, short.axes[0], cells_of_axis(short.axes[0], states(1, 2, 4)))
+    assert cos[0, :, 0].tolist() == [1, -1]  # one turn at least, so that cells differ
+
+
+@pytest.mark.parametrize(
+    "position_period, with_ids, message",
+    {
+        "none": (None, True, r"position_period=None must have one entry for each of the 2 axes.*periodic, \[0\]"),
+        "without positions": ([7.0, None], False, "give both, or neither"),
+        "too few": ([7.0], True, "each of the 2 axes"),
+        "of another axis": ([7.0, 7.0], True, "None for others"),
+        "not of the periodic one": ([None, 7.0], True, "a positive number"),
+        "zero": ([0, None], True, "a positive number"),
+        "infinite": ([math.inf, None], True, "a positive number"),
+        "not a number": ([math.nan, None], True, "a positive number"),
+        "text": (["7", None], True, "a positive number"),
+    }.values(),
+)
+def test_periods_that_do_not_fit_are_refused(position_period, with_ids, message):
+    config = config_for((5, 3), periodic=[True, False])
+    position_ids = [torch.zeros(5), torch.zeros(3)] if with_ids else None
+    with pytest.raises(ValueError, match=message):
+        check_position_period(position_period, position_ids, config.axes)
+
+
+def test_periods_of_each_axis():
+    axes = config_for((5, 3), periodic=[True, False]).axes
+    assert check_position_period(None, None, axes) == (None, None)
+    assert check_position_period([360.0, None], [torch.zeros(5), torch.zeros(3)], axes) == (360.0, None)
+
+
 class Slopes(LinePosition):
     """Scores fall with the distance, for each head in its own way (Press et al. 2021, arXiv 2108.12409)."""
 
     @staticmethod
-    def prepare(config, axis, positions):
-        slopes = 2.0 ** -torch.arange(1, config.num_attention_heads + 1, device=positions.device)
-        return -slopes[:, None, None] * (positions[:, None, :, None] - positions[:, None, None, :]).abs()
+    def prepare(config, axis, cells):
+        slopes = 2.0 ** -torch.arange(1, config.num_attention_heads + 1, device=cells.positions.device)
+        return -slopes[:, None, None] * cells.distances.abs()[..., None, :, :]
 
     def bias(self, prepared):
         return prepared
