@@ -76,8 +76,8 @@ class AxialConvolutionFeedForward(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         closed_axes = [axis for axis in self.periodic_axes if axis not in context.cropped_axes]
-        inner = self.activation(convolve(self.conv1, hidden_states, context.mask, closed_axes))
-        return convolve(self.conv2, inner, context.mask, closed_axes)
+        inner = convolve(self.conv1, hidden_states, context.mask, closed_axes).movedim(-1, 1)
+        return convolve(self.conv2, self.activation(inner).movedim(1, -1), context.mask, closed_axes)
 
     @property
     def last_projection(self) -> nn.Module:

@@ -47,8 +47,10 @@ def window_blocks(length: int, window: int, wraps: bool, device: torch.device) -
 
 def block_size(length: int, window: int) -> int:
     """Cells of a block; all of the line where blocks would not pay."""
-    size = max(window, 16)
-    return size if torch.compiler.is_exporting() or size + 2 * window < length / 2 else length
+    # Measured (CPU, 6 heads of 32 channels): blocks of 16 and of 64 need 0.9 to 1.2 times the time. Against a mask over
+    # whole lines they need 0.9 to 1.0 times at half of the line read, 0.7 to 0.8 at a quarter, 0.3 at a tenth.
+    size = max(window, 32)
+    return size if torch.compiler.is_exporting() or 2 * (size + 2 * window) <= length else length
 
 
 class WindowAttentionCore(AxialAttentionCore):
