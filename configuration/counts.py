@@ -29,32 +29,31 @@ def count_flops(config: AxialConfig | AxialDecoderConfig) -> int:
 def count_encoder_flops(config: AxialConfig) -> int:
     """Those of AxialModel.
 
-    With T tokens, D = hidden_size, I = intermediate_size and A = num_attention_heads · head_dim, each layer and axis of
+    With T tokens, D = hidden_size, I = intermediate_size and A = heads · head_dim, each layer and each of its axes of
     length L costs 2T · (4DA + 2LA) for projections, scores and weighted values, each layer 2T · 2DI for a plain MLP.
     """
     tokens, hidden_size = prod(config.grid_shape), config.hidden_size
-    attention_size = config.num_attention_heads * config.head_dim
 
-    def attention(projected: int, scores: int) -> int:
-        return projected * hidden_size * attention_size + 2 * scores * attention_size
+    def attention(projected: int, scores: int, heads: int) -> int:
+        return (projected * hidden_size + 2 * scores) * heads * config.head_dim
 
     embedding = tokens * config.num_channels * prod(config.patch_shape) * hidden_size
-    layer = 0
-    for axis in config.axes:
-        length, points = axis.length, axis.num_inducing_points
+    products = {"mlp": 2, "gated_mlp": 3, "convolution": 2 * 3**config.num_axes}[config.feed_forward]
+    layers = config.num_hidden_layers * tokens * products * hidden_size * config.intermediate_size
+    for axis in (axis for layer in range(config.num_hidden_layers) for axis in config.axes_of_layer(layer)):
+        length, points, heads = axis.length, axis.num_inducing_points, axis.num_heads
         if points is None:
-            layer += attention(4 * tokens, tokens * length)
+            layers += attention(4 * tokens, tokens * length, heads)
         else:  # the points, the same for all lines, read their line, and its cells read from them
             points_of_all_lines = points * tokens // length
-            layer += attention(points + 2 * tokens + points_of_all_lines, points * tokens)
-            layer += attention(2 * tokens + 2 * points_of_all_lines, points * tokens)
-    products = {"mlp": 2, "gated_mlp": 3, "convolution": 2 * 3**config.num_axes}[config.feed_forward]
-    layer += tokens * products * hidden_size * config.intermediate_size
+            layers += attention(points + 2 * tokens + points_of_all_lines, points * tokens, heads)
+            layers += attention(2 * tokens + 2 * points_of_all_lines, points * tokens, heads)
     pooling = 0
     if config.pooling == "attention":
         seeds = config.num_pooling_seeds
-        pooling = attention(2 * seeds + 2 * tokens, seeds * tokens) + 2 * seeds * hidden_size * config.intermediate_size
-    return 2 * (embedding + config.num_hidden_layers * layer + pooling)
+        pooling = attention(2 * seeds + 2 * tokens, seeds * tokens, config.num_attention_heads)
+        pooling += 2 * seeds * hidden_size * config.intermediate_size
+    return 2 * (embedding + layers + pooling)
 
 
 def count_decoder_flops(config: AxialDecoderConfig) -> int:

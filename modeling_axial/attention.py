@@ -402,12 +402,15 @@ class AxialAttentionCore(nn.Module):
 
 
 class AxialAttentionProjections(AxisModule):
-    """The weights of multi-head attention along one grid axis, and what is done with them."""
+    """The weights of multi-head attention along one grid axis, and what is done with them.
 
-    def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False):
+    `num_heads`: those of the configuration if not given.
+    """
+
+    def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False, num_heads: int | None = None):
         super().__init__(config, axis)
         self.head_dim = config.head_dim
-        inner_size = config.num_attention_heads * config.head_dim
+        inner_size = (config.num_attention_heads if num_heads is None else num_heads) * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
@@ -461,7 +464,7 @@ class AxialSelfAttention(AxialAttentionProjections):
     """
 
     def __init__(self, config: BlockConfig, axis: int, is_causal: bool = False):
-        super().__init__(config, axis, is_causal)
+        super().__init__(config, axis, is_causal, config.axes[axis].num_heads)
         self.positions = nn.ModuleList(kind(config, self.description) for kind in line_classes(self.description))
 
     @staticmethod

@@ -31,18 +31,27 @@ MIXER_CLASSES: dict[str, type[AxisModule]] = {
 }
 
 
-def make_axes(config: AxialConfig) -> nn.ModuleList:
-    """The mixers of all axes, as the configuration describes them."""
-    return nn.ModuleList(MIXER_CLASSES[axis.mixer](config, axis.axis) for axis in config.axes)
+def make_axes(config: AxialConfig, layer_idx: int) -> nn.ModuleList:
+    """The mixers of the axes of a layer, as the configuration describes them, named after their axes."""
+    mixers = nn.ModuleList()
+    for axis in config.axes_of_layer(layer_idx):
+        # Not append, which would name the only axis of a layer 0 whichever it is.
+        mixers.add_module(str(axis.axis), MIXER_CLASSES[axis.mixer](config, axis.axis))
+    return mixers
 
 
 class SummedAxialAttention(nn.Module):
-    """f(h) = Σ_a Attention_a(norm(h)): all axes read the same input, a cell reaches its cross."""
+    """f(h) = Σ_a Attention_a(norm(h)) over the axes of the layer: all read the same input, a cell reaches its cross.
 
-    def __init__(self, config: AxialConfig):
+    Heads that are shared out over the axes make it the attention of CSWin (Dong et al. 2022, arXiv 2107.00652), whose
+    heads stand side by side before one output projection: that is the sum of the projections of each axis' heads.
+    A layer of one axis reaches its line.
+    """
+
+    def __init__(self, config: AxialConfig, layer_idx: int = 0):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.axes = make_axes(config)
+        self.axes = make_axes(config, layer_idx)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
@@ -57,12 +66,12 @@ class SequentialAxialAttention(nn.Module):
     cell's own content in view of every axis; in the seed's sequential mode each sees only the output of the last.
     """
 
-    def __init__(self, config: AxialConfig):
+    def __init__(self, config: AxialConfig, layer_idx: int = 0):
         super().__init__()
         self.norms = nn.ModuleList(
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(config.num_axes)
         )
-        self.axes = make_axes(config)
+        self.axes = make_axes(config, layer_idx)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
@@ -90,7 +99,14 @@ class OneAxisAttention(nn.Module):
         return self.attention.o_proj
 
 
-ATTENTION_CLASSES = {"sum": SummedAxialAttention, "sequential": SequentialAxialAttention}
+# Classes made of (config, layer_idx). Modes may differ in the axes of a layer and the heads of an axis alone, which the
+# configuration describes.
+ATTENTION_CLASSES = {
+    "sequential": SequentialAxialAttention,
+    "sum": SummedAxialAttention,
+    "split": SummedAxialAttention,
+    "alternating": SummedAxialAttention,
+}
 
 
 class AxialFeedForward(nn.Module):
@@ -171,10 +187,10 @@ def run_layers(
 
 
 class AxialLayer(ResidualPair):
-    """Attention along all axes, then a feed-forward."""
+    """Attention along the axes of the layer, then a feed-forward. `layer_idx`: how many layers stand before it."""
 
-    def __init__(self, config: AxialConfig):
-        super().__init__(ATTENTION_CLASSES[config.attention_mode](config), AxialFeedForward(config))
+    def __init__(self, config: AxialConfig, layer_idx: int = 0):
+        super().__init__(ATTENTION_CLASSES[config.attention_mode](config, layer_idx), AxialFeedForward(config))
 
 
 class AxialBlock(ResidualPair):

@@ -57,9 +57,12 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             Width of a head; `hidden_size // num_attention_heads` if not given.
         intermediate_size (`int`, *optional*):
             Width inside the feed-forward; `4 * hidden_size` if not given.
-        attention_mode (`"sequential"` or `"sum"`, defaults to `"sequential"`):
+        attention_mode (`"sequential"`, `"sum"`, `"split"` or `"alternating"`, defaults to `"sequential"`):
             How the axes of one layer combine. `"sequential"`: each axis reads what the axes before it wrote, one
-            layer reaches the full grid. `"sum"`: all axes read the same input, one layer reaches the cross.
+            layer reaches the full grid. `"sum"`: all axes read the same input, one layer reaches the cross. `"split"`:
+            as `"sum"`, with the heads shared out evenly over the axes, in the order of the axes (CSWin, Dong et al.
+            2022, arXiv 2107.00652). `"alternating"`: one axis per layer, in turn; layer l, counted from 0, attends
+            along axis l mod the number of axes, and reaches its line.
         feed_forward (`"mlp"`, `"gated_mlp"` or `"convolution"`, defaults to `"mlp"`):
             `"convolution"` is the seed's: 3-wide convolution up, activation, 3-wide convolution back (1 to 3 axes).
         position_embedding (`str` or one `str` per axis, defaults to `"learned"`):
@@ -111,7 +114,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     head_dim: DerivedInt = positive_int(default=None)
     intermediate_size: DerivedInt = positive_int(default=None)
     hidden_act: str = activation_name(default="gelu")
-    attention_mode: Literal["sequential", "sum"] = "sequential"
+    attention_mode: Literal["sequential", "sum", "split", "alternating"] = "sequential"
     feed_forward: Literal["mlp", "gated_mlp", "convolution"] = "mlp"
     position_embedding: str | list[str] | tuple[str, ...] = sums_of_names(default="learned")
     rope_theta: float | int = positive_number(default=10000.0)
@@ -162,6 +165,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             AxisDescription(
                 axis=axis,
                 length=length,
+                num_heads=self.num_attention_heads // (self.num_axes if self.attention_mode == "split" else 1),
                 positions=tuple(names.split("+")),
                 rope_theta=self.rope_theta,
                 mixer=mixer or ("window" if window else "induced" if points else "full"),
@@ -171,6 +175,11 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             )
             for axis, (length, names, mixer, points, window, periodic) in enumerate(fields)
         )
+
+    def axes_of_layer(self, layer_idx: int) -> tuple[AxisDescription, ...]:
+        """The axes that a layer, counted from 0, attends along, slow to fast."""
+        axes = self.axes
+        return (axes[layer_idx % len(axes)],) if self.attention_mode == "alternating" else axes
 
     @property
     def pooled_size(self) -> int:
@@ -259,6 +268,16 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
                 )
             if "rotary" in axis.positions and self.head_dim % 2:
                 raise ValueError(f'position_embedding="rotary" rotates pairs: head_dim={self.head_dim} must be even.')
+        if self.attention_mode == "split" and self.num_attention_heads % self.num_axes:
+            raise ValueError(
+                f'attention_mode="split" shares out the heads: num_attention_heads={self.num_attention_heads} must be '
+                f"a multiple of the {self.num_axes} axes of patch_size={self.patch_size}."
+            )
+        if self.attention_mode == "alternating" and self.num_hidden_layers < self.num_axes:
+            raise ValueError(
+                f'attention_mode="alternating" attends along one axis per layer: num_hidden_layers='
+                f"{self.num_hidden_layers} must be at least the {self.num_axes} axes of patch_size={self.patch_size}."
+            )
         if self.feed_forward == "convolution" and self.num_axes > 3:
             raise ValueError(
                 f'feed_forward="convolution" exists for 1 to 3 axes, patch_size={self.patch_size} has '

@@ -116,7 +116,10 @@ class AxialDecoderConfig(StrictConfig):
     @property
     def axes(self) -> tuple[AxisDescription, ...]:
         """The axes of a token grid, slow to fast."""
-        return tuple(AxisDescription(axis, length) for axis, length in enumerate(self.grid_shape))
+        return tuple(
+            AxisDescription(axis, length, num_heads=self.num_attention_heads)
+            for axis, length in enumerate(self.grid_shape)
+        )
 
     @property
     def num_class_embeddings(self) -> int:

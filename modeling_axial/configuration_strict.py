@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -268,6 +268,7 @@ class AxisDescription:
 
     axis: int
     length: int  # in tokens, of the native grid
+    num_heads: int = field(kw_only=True)  # that attend along it in each of its layers
     positions: tuple[str, ...] = ("learned",)  # names of `POSITION_KINDS`
     rope_theta: float = 10000.0
     mixer: str = "full"  # a name of `MIXER_CLASSES`

@@ -113,7 +113,7 @@ class AxialModel(AxialPreTrainedModel):
         super().__init__(config)
         self.executor_class = RebuiltTwoStream if config.reversible else OneStream
         self.embeddings = AxialEmbeddings(config)
-        self.layers = nn.ModuleList(AxialLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(AxialLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = POOLING_CLASSES[config.pooling](config)
         self.post_init()
@@ -151,9 +151,10 @@ class AxialModel(AxialPreTrainedModel):
 
         With `output_hidden_states`, `num_hidden_layers + 1` grids: after the embeddings, then after each layer (the
         mean of the two streams where there are two). With `output_attentions`, one map
-        `(batch_size · lines, num_attention_heads, length, length)` for each layer and axis, layer by layer and axes
-        slow to fast, lines ordered as the remaining axes, slow to fast; an axis with inducing points gives two, what
-        the points read and what the cells read from them.
+        `(batch_size · lines, num_attention_heads, length, length)` for each layer and each of its axes, layer by layer
+        and axes slow to fast, lines ordered as the remaining axes, slow to fast; an axis with inducing points gives
+        two, what the points read and what the cells read from them. With `attention_mode="alternating"` a layer has
+        one axis, and with `"split"` a map has the heads of its axis.
         """
         refuse_unknown_keywords(self, kwargs)
         batch_and_grid = self.embeddings.patch_embeddings.batch_and_grid(pixel_values)

@@ -219,7 +219,7 @@ class RelativePosition(LinePosition):
 
     def __init__(self, config: BlockConfig, axis: AxisDescription):
         super().__init__(config, axis)
-        self.table = nn.Parameter(torch.empty(2 * axis.reach + 1, config.num_attention_heads))
+        self.table = nn.Parameter(torch.empty(2 * axis.reach + 1, axis.num_heads))
 
     @staticmethod
     def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> torch.Tensor:

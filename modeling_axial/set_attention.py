@@ -25,14 +25,14 @@ class InducedAxialAttention(AxisModule):
 
     def __init__(self, config: BlockConfig, axis: int):
         super().__init__(config, axis)
-        num_points = self.description.num_inducing_points
+        num_points, num_heads = self.description.num_inducing_points, self.description.num_heads
         if num_points is None:
             raise ValueError(f"num_inducing_points must be given for axis {axis}, which is None.")
         self.points = nn.Parameter(torch.empty(num_points, config.hidden_size))
         self.points_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.gather = AxialCrossAttention(config, axis)
+        self.gather = AxialCrossAttention(config, axis, num_heads=num_heads)
         self.induced_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.scatter = AxialCrossAttention(config, axis)
+        self.scatter = AxialCrossAttention(config, axis, num_heads=num_heads)
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         """Cells that are False in the mask are read by no point."""

@@ -480,20 +480,48 @@ def test_receptive_field_of_a_band_is_the_band(axis, backend):
         assert torch.equal(gradient.abs().sum(-1) > 0, expected) and expected.sum() > 1
 
 
-@pytest.mark.parametrize("mode", ["sum", "sequential"])
+MODES = ("sum", "sequential", "split", "alternating")
+
+
+def make_config(grid, mode):
+    """With heads and layers for every axis."""
+    return AxialConfig(
+        image_size=list(grid),
+        patch_size=[1] * len(grid),
+        hidden_size=8,
+        num_attention_heads=len(grid) if mode == "split" else 2,
+        head_dim=4,
+        attention_mode=mode,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("grid", PRIME_GRIDS, ids=str)
 def test_receptive_field_of_the_modes(grid, mode):
-    config = AxialConfig(
-        image_size=list(grid), patch_size=[1] * len(grid), hidden_size=8, num_attention_heads=2, attention_mode=mode
-    )
+    config = make_config(grid, mode)
     position = tuple(length // 2 for length in grid)
     reached = receptive_field(ATTENTION_CLASSES[mode](config), (1, *grid, 8), position)
     distance = sum(
         (torch.arange(length) != centre).long().view(-1, *[1] * (len(grid) - axis - 1))
         for axis, (length, centre) in enumerate(zip(grid, position, strict=True))
     )
-    expected = distance <= 1 if mode == "sum" else torch.ones(grid, dtype=torch.bool)
+    expected = torch.ones(grid, dtype=torch.bool) if mode == "sequential" else distance <= 1
+    if mode == "alternating":
+        expected = line_through(position, 0, grid)
     assert reached.shape == grid and torch.equal(reached, expected)
+
+
+def line_through(position, axis, grid):
+    line = torch.zeros(grid, dtype=torch.bool)
+    line[tuple(slice(None) if number == axis else place for number, place in enumerate(position))] = True
+    return line
+
+
+@pytest.mark.parametrize("layer_idx", range(5))
+def test_receptive_field_of_an_alternating_layer_is_a_line(layer_idx):
+    grid, position = (2, 5, 3), (1, 2, 0)
+    module = ATTENTION_CLASSES["alternating"](make_config(grid, "alternating"), layer_idx)
+    assert torch.equal(receptive_field(module, (1, *grid, 8), position), line_through(position, layer_idx % 3, grid))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -501,9 +529,7 @@ def test_receptive_field_of_one_axis_is_its_line(axis):
     grid, position = (2, 5, 3), (1, 2, 0)
     config = AxialConfig(image_size=list(grid), patch_size=[1] * 3, hidden_size=8, num_attention_heads=2)
     reached = receptive_field(AxialSelfAttention(config, axis), (1, *grid, 8), position)
-    expected = torch.zeros(grid, dtype=torch.bool)
-    expected[tuple(slice(None) if number == axis else position[number] for number in range(3))] = True
-    assert torch.equal(reached, expected)
+    assert torch.equal(reached, line_through(position, axis, grid))
 
 
 def compile_cases(axes_of_audits=5):
@@ -511,7 +537,8 @@ def compile_cases(axes_of_audits=5):
         pytest.param(
             grid, mode, id=f"{len(grid)}-{mode}", marks=pytest.mark.audit if len(grid) >= axes_of_audits else ()
         )
-        for grid, mode in itertools.product(PRIME_GRIDS[:4], ("sum", "sequential"))
+        for grid, mode in itertools.product(PRIME_GRIDS[:4], MODES)
+        if len(grid) in (2, 3) or mode in ("sum", "sequential")
     ]
 
 
@@ -535,12 +562,10 @@ def test_exported_equals_eager_at_other_sizes(grid, mode):
 
 
 def _small_attention(grid, mode):
-    config = AxialConfig(
-        image_size=list(grid), patch_size=[1] * len(grid), hidden_size=8, num_attention_heads=2, attention_mode=mode
-    )
+    config = make_config(grid, mode)
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
-    return ATTENTION_CLASSES[mode](config).eval()
+    return ATTENTION_CLASSES[mode](config, len(grid) - 1).eval()
 
 
 class BiasedAttention(torch.nn.Module):

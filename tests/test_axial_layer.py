@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modeling_axial import AxialConfig, OneStream, RebuiltTwoStream, TwoStream
+from modeling_axial import AxialConfig, AxialModel, OneStream, RebuiltTwoStream, TwoStream
 from modeling_axial.axial_layer import (
     AxialBlock,
     AxialFeedForward,
@@ -12,25 +12,26 @@ from modeling_axial.axial_layer import (
 )
 from modeling_axial.layer_context import NO_CONTEXT, LayerContext
 from modeling_axial.position_embeddings import AxisCells, prepare_line
+from tests.reference import reference_axial_attention
 
 GRIDS = [(7,), (5, 3), (2, 5, 3), (2, 3, 5, 7)]
 HIDDEN = 6
 grids = pytest.mark.parametrize("grid", GRIDS, ids=str)
-modes = pytest.mark.parametrize("attention_mode", ["sum", "sequential"])
+modes = pytest.mark.parametrize("attention_mode", ["sum", "sequential", "split", "alternating"])
 
 
-def make_layer(grid=(5, 3), **overrides):
+def make_layer(grid=(5, 3), layer_idx=0, **overrides):
     config = AxialConfig(
         image_size=list(grid),
         patch_size=[1] * len(grid),
         hidden_size=HIDDEN,
-        num_attention_heads=3,
+        num_attention_heads=12,
+        head_dim=2,
         intermediate_size=7,
-        position_embedding="rotary",
-        **overrides,
+        **{"position_embedding": "rotary", **overrides},
     )
     torch.manual_seed(0)
-    layer = AxialLayer(config).double().eval()
+    layer = AxialLayer(config, layer_idx).double().eval()
     for name, parameter in layer.named_parameters():
         if "norm" in name:  # norms start alike, and a wrong one among them would not show
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -62,6 +63,7 @@ def normalised(norm, hidden_states):
 def expected_f(layer, hidden_states, context=NO_CONTEXT):
     """The attention half of the layer, from its own attentions."""
     attention = layer.attention
+    assert len(attention.axes) in (1, hidden_states.dim() - 2)
     if isinstance(attention, SummedAxialAttention):
         updates = [along(normalised(attention.norm, hidden_states), context) for along in attention.axes]
     else:
@@ -71,7 +73,6 @@ def expected_f(layer, hidden_states, context=NO_CONTEXT):
             for update in updates:
                 so_far = so_far + update
             updates.append(along(normalised(norm, so_far), context))
-    assert len(updates) == hidden_states.dim() - 2
     return torch.stack(updates).sum(0)
 
 
@@ -104,12 +105,67 @@ class Recorder(TwoStream):
 @modes
 def test_classes_of_the_modes(attention_mode):
     layer, _ = make_layer(attention_mode=attention_mode, layer_norm_eps=0.25)
-    expected = {"sum": SummedAxialAttention, "sequential": SequentialAxialAttention}[attention_mode]
-    assert type(layer.attention) is expected
-    assert [attention.axis for attention in layer.attention.axes] == [0, 1]
+    sequential = attention_mode == "sequential"
+    assert type(layer.attention) is (SequentialAxialAttention if sequential else SummedAxialAttention)
+    axes = [0] if attention_mode == "alternating" else [0, 1]
+    assert [attention.axis for attention in layer.attention.axes] == axes
     norms = [module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm)]
-    assert len(norms) == {"sum": 2, "sequential": 3}[attention_mode]
+    assert len(norms) == (3 if sequential else 2)
     assert {norm.eps for norm in norms} == {0.25}
+
+
+@pytest.mark.parametrize("points", [None, 3])
+@pytest.mark.parametrize("layer_idx", range(5))
+def test_an_alternating_layer_has_one_axis_that_its_weights_are_named_after(layer_idx, points):
+    layer, context = make_layer((2, 5, 3), layer_idx, attention_mode="alternating", num_inducing_points=points)
+    axis = layer_idx % 3
+    names = {name for name, _ in layer.attention.named_parameters() if not name.startswith("norm.")}
+    assert names and all(name.startswith(f"axes.{axis}.") for name in names)
+    (attention,) = layer.attention.axes
+    assert attention.axis == axis and layer.get_submodule(f"attention.axes.{axis}") is attention
+    x, context = states((2, 5, 3)), context._replace(mask=padding((2, 5, 3)))
+    assert close(layer.attention(x, context), attention(normalised(layer.attention.norm, x), context))
+
+
+@grids
+@pytest.mark.parametrize("masked", [False, True])
+def test_split_is_one_attention_whose_heads_look_along_different_axes(grid, masked):
+    """As CSWin puts it: all heads from one projection each of queries, keys and values, side by side before another."""
+    layer, _ = make_layer(grid, attention_mode="split", position_embedding="none")
+    f, x, mask = layer.attention, states(grid), padding(grid) if masked else None
+    weights = {
+        name: torch.cat([attention.get_submodule(name).weight for attention in f.axes], int(name == "o_proj"))
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+    }
+    assert {tuple(weight.shape) for weight in weights.values()} == {(24, HIDDEN), (HIDDEN, 24)}
+    query, key, value = (
+        (normalised(f.norm, x) @ weights[name].T + torch.cat([along.get_submodule(name).bias for along in f.axes]))
+        .unflatten(-1, (12, 2))
+        .tensor_split(len(grid), dim=-2)
+        for name in ("q_proj", "k_proj", "v_proj")
+    )
+    heads = [
+        reference_axial_attention(*states_of_axis, axis, mask)[0]
+        for axis, states_of_axis in enumerate(zip(query, key, value, strict=True))
+    ]
+    expected = torch.cat(heads, dim=-2).flatten(-2) @ weights["o_proj"].T + sum(along.o_proj.bias for along in f.axes)
+    assert torch.allclose(f(x, LayerContext(mask=mask)), expected, rtol=0, atol=1e-12)
+
+
+def test_only_the_axes_share_out_the_heads():
+    options = {"image_size": [5, 3], "patch_size": 1, "hidden_size": 8, "num_hidden_layers": 1}
+    options |= {"num_attention_heads": 4}
+    heads = {}
+    for mode in ("sum", "split"):
+        config = AxialConfig(**options, attention_mode=mode, pooling="attention", position_embedding="relative")
+        model = AxialModel(config)
+        heads[mode] = [along.q_proj.out_features // config.head_dim for along in model.layers[0].attention.axes]
+        assert [along.positions[0].table.shape[1] for along in model.layers[0].attention.axes] == heads[mode]
+        assert model.pooler.attention.q_proj.out_features == 4 * config.head_dim
+    assert heads == {"sum": [4, 4], "split": [2, 2]}
+    model = AxialModel(AxialConfig(**options, attention_mode="split", num_inducing_points=3))
+    points = model.layers[0].attention.axes[1]
+    assert {points.gather.q_proj.out_features, points.scatter.q_proj.out_features} == {2 * config.head_dim}
 
 
 @modes
@@ -129,6 +185,7 @@ def test_attention_half(grid, attention_mode, masked):
 
 @grids
 def test_modes_differ_but_for_one_axis(grid):
+    """Two that have weights of the same shapes."""
     summed, context = make_layer(grid, attention_mode="sum")
     sequential, _ = make_layer(grid, attention_mode="sequential")
     sequential.attention.axes.load_state_dict(summed.attention.axes.state_dict())
@@ -240,12 +297,12 @@ def test_dropout_of_the_attention_half(attention_mode):
         attention.register_forward_hook(lambda module, args, output: updates.append(output))
     layer.attention.dropout.register_forward_hook(lambda module, args, output: dropped.append(output))
     output = layer.attention(states(), context)
-    assert len(updates) == len(dropped) == 2
+    assert len(updates) == len(dropped) == (1 if attention_mode == "alternating" else 2)
     for update, kept in zip(updates, dropped, strict=True):
         assert (torch.isclose(kept, 2 * update) | (kept == 0)).all()
         assert 0.3 < (kept == 0).double().mean() < 0.7
-    assert not torch.equal(dropped[0] == 0, dropped[1] == 0)
-    assert close(output, dropped[0] + dropped[1])
+    assert attention_mode == "alternating" or not torch.equal(dropped[0] == 0, dropped[1] == 0)
+    assert close(output, sum(dropped))
 
 
 def test_dropout_of_the_feed_forward_half():

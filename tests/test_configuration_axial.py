@@ -41,7 +41,11 @@ CASES = {
     "head_dim": OPTIONAL_NUMBERS,
     "intermediate_size": OPTIONAL_NUMBERS,
     "hidden_act": ([None, 3, ["gelu"]], ["", "gelo", "GELU"], ["gelu", "relu", "silu"]),
-    "attention_mode": ([None, 3, ["sum"], True], ["", "Sum", "parallel"], ["sum", "sequential"]),
+    "attention_mode": (
+        [None, 3, ["sum"], True],
+        ["", "Sum", "parallel"],
+        ["sum", "sequential", "split", "alternating"],
+    ),
     "feed_forward": ([None, 3, ["mlp"], True], ["", "MLP", "conv"], ["mlp", "gated_mlp", "convolution"]),
     "position_embedding": (
         [None, 3, [3], False],
@@ -130,6 +134,14 @@ RULES = {
     "rotary turns pairs": (
         {"position_embedding": "rotary", "head_dim": 7},
         ['position_embedding="rotary"', "head_dim=7", "even"],
+    ),
+    "axes share out the heads": (
+        {"attention_mode": "split", "image_size": 8, "patch_size": [2, 2, 2, 2]},
+        ['attention_mode="split"', "num_attention_heads=6", "multiple of the 4 axes", "patch_size=[2, 2, 2, 2]"],
+    ),
+    "alternating layers see every axis": (
+        {"attention_mode": "alternating", "image_size": 8, "patch_size": [2, 2, 2], "num_hidden_layers": 2},
+        ['attention_mode="alternating"', "num_hidden_layers=2", "at least the 3 axes", "patch_size=[2, 2, 2]"],
     ),
     "convolutions have 1 to 3 axes": (
         {"feed_forward": "convolution", "image_size": 8, "patch_size": [2, 2, 2, 2]},
@@ -235,7 +247,7 @@ def test_derived_values():
     assert AxialConfig(hidden_size=34, num_attention_heads=4, head_dim=7).head_dim == 7
 
     assert config.pooled_size == 384
-    assert config.axes == tuple(AxisDescription(axis, 6, ("learned",), 10000.0, "full", None) for axis in range(2))
+    assert config.axes == tuple(AxisDescription(axis, 6, num_heads=6) for axis in range(2))
     config = AxialConfig(
         image_size=[6, 35],
         patch_size=[2, 5],
@@ -244,14 +256,14 @@ def test_derived_values():
         rope_theta=7,
     )
     assert config.axes == (
-        AxisDescription(0, 3, ("rotary", "relative"), 7, "full", None),
-        AxisDescription(1, 7, ("none",), 7, "induced", 5),
+        AxisDescription(0, 3, ("rotary", "relative"), 7, "full", None, num_heads=6),
+        AxisDescription(1, 7, ("none",), 7, "induced", 5, num_heads=6),
     )
     assert [axis.mixer for axis in AxialConfig(num_inducing_points=3).axes] == ["induced", "induced"]
     config = AxialConfig(image_size=[6, 35], patch_size=[2, 5], attention_window=[None, 2], periodic=[True, False])
     assert config.axes == (
-        AxisDescription(0, 3, periodic=True),
-        AxisDescription(1, 7, mixer="window", attention_window=2),
+        AxisDescription(0, 3, num_heads=6, periodic=True),
+        AxisDescription(1, 7, num_heads=6, mixer="window", attention_window=2),
     )
     assert AxialConfig(num_pooling_seeds=3).pooled_size == 384
     assert AxialConfig(num_pooling_seeds=3, pooling="attention").pooled_size == 3 * 384
@@ -280,7 +292,18 @@ def test_no_mixer_without_its_field_or_with_that_of_another(values):
     [(7, None, False, 6), (7, None, True, 3), (8, None, True, 4), (7, 2, False, 2), (7, 9, False, 6), (7, 9, True, 3)],
 )
 def test_how_far_cells_are_apart_that_meet(length, window, periodic, reach):
-    assert AxisDescription(0, length, attention_window=window, periodic=periodic).reach == reach
+    assert AxisDescription(0, length, num_heads=2, attention_window=window, periodic=periodic).reach == reach
+
+
+def test_axes_and_heads_of_the_layers():
+    def axes_and_heads(**overrides):
+        config = AxialConfig(image_size=48, patch_size=[8, 8, 8], num_hidden_layers=5, **overrides)
+        return [[(axis.axis, axis.num_heads) for axis in config.axes_of_layer(layer)] for layer in range(5)]
+
+    for mode in ("sum", "sequential"):
+        assert axes_and_heads(attention_mode=mode) == [[(0, 6), (1, 6), (2, 6)]] * 5
+    assert axes_and_heads(attention_mode="split") == [[(0, 2), (1, 2), (2, 2)]] * 5
+    assert axes_and_heads(attention_mode="alternating") == [[(0, 6)], [(1, 6)], [(2, 6)], [(0, 6)], [(1, 6)]]
 
 
 def test_attention_with_a_table_of_all_heads_stays_whole_under_tensor_parallelism():
@@ -333,6 +356,8 @@ def test_rule_broken_later_is_found_when_saving(tmp_path, values, words):
         {"position_embedding": "learned", "head_dim": 7},
         {"feed_forward": "convolution", "image_size": 8, "patch_size": [2, 2, 2]},
         {"feed_forward": "mlp", "image_size": 8, "patch_size": [2, 2, 2, 2]},
+        {"attention_mode": "split", "image_size": 8, "patch_size": [2, 2, 2]},
+        {"attention_mode": "alternating", "image_size": 8, "patch_size": [2, 2, 2], "num_hidden_layers": 3},
         {"output_attentions": True, "attn_implementation": "sdpa"},  # the model turns to eager attention by itself
     ],
 )

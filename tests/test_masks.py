@@ -128,7 +128,10 @@ def drawn_case(number):
     one_for_all = draw.choice(POSITIONS[:4])
     config = config_for(
         [draw.choice([2, 3, 5, 7]) for _ in range(num_axes)],
-        attention_mode=draw.choice(["sum", "sequential"]),
+        attention_mode=draw.choice(["sum", "sequential", "split", "alternating"]),
+        num_attention_heads=6,
+        head_dim=4,
+        num_hidden_layers=3 if num_axes == 3 else 2,
         feed_forward=draw.choice(["mlp", "gated_mlp", "convolution", "convolution"]),
         position_embedding=draw.choice([one_for_all, [draw.choice(names) for names in kinds]]),
         pooling=draw.choice(["mean", "attention"]),

@@ -33,6 +33,10 @@ def make_config(num_axes=2, **overrides):
         "num_attention_heads": 2,
         "initializer_range": 0.5,  # large enough that every part of the model shows in its output
     }
+    if overrides.get("attention_mode") == "split":
+        options |= {"num_attention_heads": 2 * num_axes, "head_dim": 4}
+    if overrides.get("attention_mode") == "alternating":
+        options["num_hidden_layers"] = max(2, num_axes)
     return AxialConfig(**{**options, **overrides})
 
 
@@ -56,6 +60,8 @@ variants = pytest.mark.parametrize(
         {"feed_forward": "gated_mlp", "position_embedding": "rotary"},
         {"feed_forward": "convolution", "position_embedding": "none", "reversible": True, "attention_mode": "sum"},
         {"position_embedding": "learned+relative", "reversible": True},
+        {"attention_mode": "split", "position_embedding": "learned+relative", "reversible": True},
+        {"attention_mode": "alternating", "position_embedding": "rotary", "reversible": True},
     ],
     ids=lambda overrides: "-".join(f"{value}" for value in overrides.values()) or "default",
 )
@@ -66,22 +72,24 @@ def test_names_of_the_state_dict(overrides):
     names = set(make_model(**overrides).state_dict())
     expected = {"norm.weight", "norm.bias"}
     expected |= {f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")}
-    kinds = overrides.get("position_embedding", "learned").split("+")
+    kinds, mode = overrides.get("position_embedding", "learned").split("+"), overrides.get("attention_mode")
+    axes = [(0,), (1,)] if mode == "alternating" else [(0, 1), (0, 1)]
     if "learned" in kinds:
         expected |= {f"embeddings.position_embeddings.axis_{axis}" for axis in range(2)}
     if "relative" in kinds:
         expected |= {
-            f"layers.{layer}.attention.axes.{axis}.positions.0.table" for layer in range(2) for axis in range(2)
+            f"layers.{layer}.attention.axes.{axis}.positions.0.table" for layer in range(2) for axis in axes[layer]
         }
     net = {"mlp": ["fc1", "fc2"], "gated_mlp": ["gate_proj", "up_proj", "down_proj"], "convolution": ["conv1", "conv2"]}
-    norms = ["attention.norm"] if "attention_mode" in overrides else ["attention.norms.0", "attention.norms.1"]
+    norms = ["attention.norm"] if mode else ["attention.norms.0", "attention.norms.1"]
     parts = [
         *norms,
         "feed_forward.norm",
         *(f"feed_forward.net.{part}" for part in net[overrides.get("feed_forward", "mlp")]),
     ]
-    parts += [f"attention.axes.{axis}.{part}_proj" for axis in range(2) for part in "qkvo"]
-    expected |= {f"layers.{layer}.{part}.{kind}" for layer in range(2) for part in parts for kind in ("weight", "bias")}
+    for layer in range(2):
+        projections = [f"attention.axes.{axis}.{part}_proj" for axis in axes[layer] for part in "qkvo"]
+        expected |= {f"layers.{layer}.{part}.{kind}" for part in parts + projections for kind in ("weight", "bias")}
     assert names == expected
 
 
@@ -153,13 +161,14 @@ def test_gradients_flow_through_recorded_states_and_maps(overrides):
         tensor.retain_grad()
     (output.last_hidden_state**2).sum().backward()
     assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in output.attentions)
-    assert len(kept) == 3 + 4
+    assert len(kept) == 3 + (2 if overrides.get("attention_mode") == "alternating" else 4)
 
 
+@pytest.mark.parametrize("attention_mode", ["sequential", "split", "alternating"])
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
-def test_attention_maps_are_those_of_the_lines_in_order(num_axes, attn_implementation):
-    model = make_model(num_axes)
+def test_attention_maps_are_those_of_the_lines_in_order(num_axes, attn_implementation, attention_mode):
+    model = make_model(num_axes, attention_mode=attention_mode)
     model.set_attn_implementation(attn_implementation)
     calls = []
     for layer in model.layers:
@@ -168,7 +177,9 @@ def test_attention_maps_are_those_of_the_lines_in_order(num_axes, attn_implement
                 lambda module, inputs, output: calls.append((module.axis, *inputs[:3]))
             )
     attentions = model(pixels(model.config), output_attentions=True).attentions
-    assert [axis for axis, *_ in calls] == list(range(num_axes)) * 2 and len(attentions) == 2 * num_axes
+    num_calls = len(model.layers) * (1 if attention_mode == "alternating" else num_axes)
+    assert [axis for axis, *_ in calls] == [number % num_axes for number in range(num_calls)]
+    assert len(attentions) == num_calls
     for (axis, query, key, value), ours in zip(calls, attentions, strict=True):
         _, expected = reference_axial_attention(query, key, value, axis)
         length = GRIDS[num_axes][axis]
@@ -205,7 +216,61 @@ def test_pixels_reach_the_whole_grid_in_one_sequential_layer_and_the_cross_in_on
         assert cells.sum() == expected_cells and cells[1].all() and cells[:, 2].all()
 
 
-@pytest.mark.parametrize("attention_mode", ["sum", "sequential"])
+GRID = (5, 3)
+
+
+class Masked(torch.nn.Module):
+    def __init__(self, model, mask):
+        super().__init__()
+        self.model, self.mask = model, mask
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values, attention_mask=self.mask).last_hidden_state
+
+
+def cells_read(position, mask, axes_of_layers):
+    """The cells that what a cell holds after those layers depends on: its own, and those in use on lines of such."""
+    reached = {position}
+    for axis in reversed([axis for axes in axes_of_layers for axis in axes]):
+        lines = {(*cell[:axis], place, *cell[axis + 1 :]) for cell in reached for place in range(GRID[axis])}
+        reached |= {cell for cell in lines if mask[(0, *cell)]}
+    return reached
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("points", [None, [None, 2]])
+@pytest.mark.parametrize("attention_mode", ["sum", "sequential", "split", "alternating"])
+def test_cells_that_a_model_reads(attention_mode, points, masked, reversible):
+    options = {"attention_mode": attention_mode, "num_inducing_points": points, "reversible": reversible}
+    mask = torch.ones(1, *GRID, dtype=torch.bool)
+    if masked:
+        mask[0, 1, 1] = mask[0, 3] = mask[0, 4, 2] = False
+    model = Masked(make_model(patch_size=1, image_size=list(GRID), position_embedding="none", **options), mask)
+    checked = 0
+    for position in [(1, 0), (2, 2)]:
+        found = receptive_field(model, (1, 2, *GRID), position, channel_dim=1, output_channel_dim=-1)
+        if attention_mode in ("sum", "split"):  # a cross of crosses
+            cross = {
+                cell
+                for cell in itertools.product(*map(range, GRID))
+                if mask[(0, *cell)] and (cell[0] == position[0] or cell[1] == position[1])
+            }
+            expected = {
+                cell
+                for cell in itertools.product(*map(range, GRID))
+                for middle in cross
+                if mask[(0, *cell)] and (cell[0] == middle[0] or cell[1] == middle[1])
+            }
+        else:
+            layers = [(0,), (1,)] if attention_mode == "alternating" else [(0, 1), (0, 1)]
+            expected = cells_read(position, mask, layers)
+        assert set(map(tuple, found.nonzero().tolist())) == expected
+        checked += len(expected)
+    assert checked > 10
+
+
+@pytest.mark.parametrize("attention_mode", ["sum", "sequential", "split", "alternating"])
 def test_padding_is_read_by_nobody(attention_mode):
     model = make_model(attention_mode=attention_mode, position_embedding="rotary")
     small = pixels(model.config)
@@ -233,9 +298,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(overrides):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("attention_mode", ["sequential", "split", "alternating"])
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
-def test_rebuilt_activations_give_the_numbers_of_stored_ones(num_axes):
-    model = make_model(num_axes, reversible=True, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1).train()
+def test_rebuilt_activations_give_the_numbers_of_stored_ones(num_axes, attention_mode):
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model = make_model(num_axes, reversible=True, attention_mode=attention_mode, **dropout).train()
     assert model.executor_class is RebuiltTwoStream
     results = []
     for executor_class in (RebuiltTwoStream, TwoStream):
@@ -508,17 +575,18 @@ def test_a_crop_has_the_learned_positions_that_it_has_in_the_whole():
     torch.testing.assert_close(crop, embeddings(whole)[:, 1:4, 1:3], rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("mode", ["sum", "sequential"])
+@pytest.mark.parametrize("mode", ["sum", "sequential", "split", "alternating"])
 @pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
 def test_relative_attention_written_out(num_axes, mode):
-    model = make_model(num_axes, position_embedding="relative", attention_mode=mode, num_hidden_layers=1)
-    f, grid = model.layers[0].attention, GRIDS[num_axes]
+    model = make_model(num_axes, position_embedding="relative", attention_mode=mode)
+    f, grid = model.layers[-1].attention, GRIDS[num_axes]
     generator = torch.Generator().manual_seed(5)
     hidden_states = torch.randn(2, *grid, 8, generator=generator, dtype=torch.float64)
     mask = torch.rand(2, *grid, generator=generator) < 0.8
     updates = []
-    for axis, attention in enumerate(f.axes):
-        x = f.norm(hidden_states) if mode == "sum" else f.norms[axis](hidden_states + sum(updates))
+    for attention in f.axes:
+        axis = attention.axis
+        x = f.norms[axis](hidden_states + sum(updates)) if mode == "sequential" else f.norm(hidden_states)
         query, key, value = (
             projection(x).unflatten(-1, (2, 4)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )

@@ -89,7 +89,7 @@ def test_table_holds_the_pins():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("attention_mode", ["sum", "sequential"])
+@pytest.mark.parametrize("attention_mode", ["sum", "sequential", "split", "alternating"])
 @pytest.mark.parametrize(("grid", "patch"), [((7,), (2,)), ((5, 3), (3, 2)), ((2, 5, 3), (1, 2, 3))])
 def test_formula_of_the_flops(grid, patch, attention_mode, overrides):
     config = AxialConfig(
@@ -97,8 +97,8 @@ def test_formula_of_the_flops(grid, patch, attention_mode, overrides):
         patch_size=patch,
         num_channels=2,
         hidden_size=10,
-        num_hidden_layers=2,
-        num_attention_heads=3,
+        num_hidden_layers=4 if len(grid) == 3 else 3,
+        num_attention_heads=6,
         head_dim=4,
         intermediate_size=7,
         attention_mode=attention_mode,
