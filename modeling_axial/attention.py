@@ -11,7 +11,7 @@ accepts is split.
 import math
 import operator
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NoReturn
 
 import torch
@@ -401,6 +401,13 @@ class AxialAttentionCore(nn.Module):
         )
 
 
+class HeadLayerNorm(nn.LayerNorm):
+    """(..., head_dim), each head by itself; in the dtype of the values, to which autocast would prefer float32."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return super().forward(states).to(states.dtype)
+
+
 class AxialAttentionProjections(AxisModule):
     """The weights of multi-head attention along one grid axis, and what is done with them.
 
@@ -414,6 +421,10 @@ class AxialAttentionProjections(AxisModule):
         self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        head_norm = nn.Identity
+        if self.description.use_qk_norm:
+            head_norm = partial(HeadLayerNorm, config.head_dim, eps=config.layer_norm_eps, bias=False)
+        self.q_norm, self.k_norm = head_norm(), head_norm()
         self.core = self.make_core(config, axis, is_causal)
         self.o_proj = nn.Linear(inner_size, config.hidden_size)
 
@@ -437,12 +448,12 @@ class AxialAttentionProjections(AxisModule):
             pairs: which queries and keys may meet, as the core takes it.
         """
         split_heads = (-1, self.head_dim)  # -1: tensor parallelism shards the heads
-        query = self.q_proj(hidden_states).unflatten(-1, split_heads)
+        query = self.q_norm(self.q_proj(hidden_states).unflatten(-1, split_heads))
         if hidden_states is not key_value_states:
             batch_and_grid = list(key_value_states.shape[:-1])
             batch_and_grid[self.axis + 1] = hidden_states.shape[self.axis + 1]
             query = query.expand(*batch_and_grid, -1, -1)
-        key = self.k_proj(key_value_states).unflatten(-1, split_heads)
+        key = self.k_norm(self.k_proj(key_value_states).unflatten(-1, split_heads))
         value = self.v_proj(key_value_states).unflatten(-1, split_heads)
         for position, prepared in positions:
             query, key = position.turn(query, prepared), position.turn(key, prepared)

@@ -3,7 +3,8 @@
 Both include their normalisation in front and their dropout behind; the executor adds the residuals.
 """
 
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from .configuration_axial import AxialConfig
 from .configuration_strict import BlockConfig
 from .feed_forward import FEED_FORWARD_CLASSES
 from .layer_context import NO_CONTEXT, LayerContext
+from .residual_updates import make_update
 from .reversible import OneStream, TwoStream
 from .set_attention import InducedAxialAttention
 from .window_attention import WindowedAxialAttention
@@ -127,12 +129,19 @@ class AxialFeedForward(nn.Module):
 
 
 class ResidualPair(GradientCheckpointingLayer):
-    """Runs its pair (f, g) on the residual streams through an executor of `reversible.py`."""
+    """Runs its pair (f, g) on the residual streams through an executor of `reversible.py`.
 
-    def __init__(self, attention: nn.Module, feed_forward: nn.Module):
+    `make_update`: makes what befalls the output of f, and that of g, before it is added.
+    """
+
+    def __init__(
+        self, attention: nn.Module, feed_forward: nn.Module, make_update: Callable[[], nn.Module] = nn.Identity
+    ):
         super().__init__()
         self.attention = attention
+        self.attention_update = make_update()
         self.feed_forward = feed_forward
+        self.feed_forward_update = make_update()
 
     def forward(
         self,
@@ -148,10 +157,10 @@ class ResidualPair(GradientCheckpointingLayer):
         """
 
         def attention(hidden_states: torch.Tensor) -> torch.Tensor:
-            return self.attention(hidden_states, context)
+            return self.attention_update(self.attention(hidden_states, context))
 
         def feed_forward(hidden_states: torch.Tensor) -> torch.Tensor:
-            return self.feed_forward(hidden_states, context)
+            return self.feed_forward_update(self.feed_forward(hidden_states, context))
 
         streams = executor.couple(attention, feed_forward, *streams)
         if len(streams) == 1:
@@ -190,7 +199,11 @@ class AxialLayer(ResidualPair):
     """Attention along the axes of the layer, then a feed-forward. `layer_idx`: how many layers stand before it."""
 
     def __init__(self, config: AxialConfig, layer_idx: int = 0):
-        super().__init__(ATTENTION_CLASSES[config.attention_mode](config, layer_idx), AxialFeedForward(config))
+        super().__init__(
+            ATTENTION_CLASSES[config.attention_mode](config, layer_idx),
+            AxialFeedForward(config),
+            partial(make_update, config, layer_idx),
+        )
 
 
 class AxialBlock(ResidualPair):

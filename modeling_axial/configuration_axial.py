@@ -85,6 +85,16 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             How `pooler_output` sums up the grid: its mean, or attention by `num_pooling_seeds` learned seeds.
         num_pooling_seeds (`int`, defaults to 1):
             Seeds of `pooling="attention"`; `pooler_output` is `num_pooling_seeds * hidden_size` wide.
+        use_qk_norm (`bool`, defaults to `False`):
+            Normalises the queries and keys of each head, before their positions are applied, by a layer norm with a
+            scale and no bias: scores cannot grow without bound (Dehghani et al. 2023, arXiv 2302.05442).
+        layer_scale_init_value (`float`, *optional*):
+            Multiplies the update of a residual function, f (attention along the axes of a layer) or g (its
+            feed-forward), by one learned number per channel, which starts at this value, before it is added
+            (LayerScale). Not given: no such numbers.
+        drop_path_rate (`float`, defaults to 0.0):
+            Probability of dropping the whole update of a sample in training (stochastic depth), of f and g each by
+            itself. Linear over depth: that of layer l of n, counted from 1, is `drop_path_rate * l / n`.
         reversible (`bool`, defaults to `False`):
             Two-stream residual arithmetic (`y1 = x1 + f(x2)`, `y2 = x2 + g(y1)`) instead of one stream. The two are
             different functions of the same weights.
@@ -126,8 +136,11 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     num_pooling_seeds: int = positive_int(default=1)
     reversible: bool = False
     qkv_bias: bool = True
+    use_qk_norm: bool = False
+    layer_scale_init_value: float | int | None = positive_number(default=None)
     hidden_dropout_prob: float | int = probability(default=0.0)
     attention_probs_dropout_prob: float | int = probability(default=0.0)
+    drop_path_rate: float | int = probability(default=0.0)
     layer_norm_eps: float | int = positive_number(default=1e-6)
     initializer_range: float | int = non_negative_number(default=0.02)
     _out_features: list[str] | None = None
@@ -172,6 +185,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
                 num_inducing_points=points,
                 attention_window=window,
                 periodic=periodic,
+                use_qk_norm=self.use_qk_norm,
             )
             for axis, (length, names, mixer, points, window, periodic) in enumerate(fields)
         )
@@ -195,6 +209,8 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     def base_model_tp_plan(self) -> dict[str, str]:  # pyrefly: ignore[bad-override]  it depends on the fields
         """How tensor parallelism splits the layers: attention by heads, the feed-forward by its inner width."""
         attention = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
+        if self.use_qk_norm:  # each rank normalises its own heads by the one scale of all
+            attention |= dict.fromkeys(("q_norm", "k_norm"), "replicated_with_grad_allreduce")
         mixers = {axis.mixer for axis in self.axes}
         if any("relative" in axis.positions for axis in self.axes):
             mixers -= {"full", "window"}  # stay whole, as each rank would need the table of its own heads

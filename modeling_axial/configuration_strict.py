@@ -78,8 +78,8 @@ def probability(value: float | int) -> None:
 
 
 @as_validated_field
-def positive_number(value: float | int) -> None:
-    if not 0 < value < math.inf:
+def positive_number(value: float | int | None) -> None:
+    if value is not None and not 0 < value < math.inf:
         raise ValueError(f"must be finite and greater than 0, got {value}")
 
 
@@ -275,6 +275,7 @@ class AxisDescription:
     num_inducing_points: int | None = None
     attention_window: int | None = None
     periodic: bool = False
+    use_qk_norm: bool = False
 
     @property
     def reach(self) -> int:

@@ -28,6 +28,7 @@ from .position_embeddings import (
     make_grid_positions,
 )
 from .remote_code import CodeCarryingModel
+from .residual_updates import LayerScale
 from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
 from .set_attention import InducedAxialAttention
 
@@ -101,6 +102,8 @@ class AxialPreTrainedModel(CodeCarryingModel):
             init.trunc_normal_(module.points, std=self.config.initializer_range)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.seeds, std=self.config.initializer_range)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.lambda1, self.config.layer_scale_init_value)
 
 
 @auto_docstring(custom_intro="The axial trunk: features of every cell of the grid, and their mean.")

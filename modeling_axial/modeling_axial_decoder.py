@@ -46,7 +46,7 @@ class AxialStack(nn.Module):
         super().__init__()
         self.executor_class = RebuiltTwoStream if config.reversible else OneStream
         self.blocks = nn.ModuleList(AxialBlock(config, axis, is_causal) for axis, is_causal in directions)
-        for branch in (branch for block in self.blocks for branch in block.children()):
+        for branch in (branch for block in self.blocks for branch in (block.attention, block.feed_forward)):
             branch.last_projection.initial_gain = 1e-10  # pyrefly: ignore  residual branches start at about zero
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:

@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AttentionInterface
 
+from modeling_axial import AxialModel
 from modeling_axial import attention as attention_module
-from modeling_axial.attention import AxialAttentionCore, AxialSelfAttention, axial_attention, eager_attention_forward
+from modeling_axial.attention import (
+    AxialAttentionCore,
+    AxialAttentionProjections,
+    AxialCrossAttention,
+    AxialSelfAttention,
+    axial_attention,
+    eager_attention_forward,
+)
 from modeling_axial.axial_layer import ATTENTION_CLASSES
 from modeling_axial.configuration_axial import AxialConfig
 from modeling_axial.layer_context import LayerContext
@@ -694,6 +702,108 @@ def test_heads_of_any_width():
     shapes = {name: tuple(module.weight.shape) for name, module in attention.named_children() if "proj" in name}
     assert shapes == {"q_proj": (6, 8), "k_proj": (6, 8), "v_proj": (6, 8), "o_proj": (8, 6)}
     assert attention(torch.ones(2, 3, 5, 8)).shape == (2, 3, 5, 8)
+
+
+# ---- normalised queries and keys ----
+
+
+def normed_attention(module_class, position_embedding="none", **overrides):
+    config = AxialConfig(
+        image_size=[3, 5],
+        patch_size=[1, 1],
+        hidden_size=8,
+        num_attention_heads=2,
+        position_embedding=position_embedding,
+        use_qk_norm=True,
+        layer_norm_eps=0.01,
+        **overrides,
+    )
+    module = module_class(config, 1).double()
+    for number, parameter in enumerate(module.parameters()):
+        parameter.data = states(*parameter.shape, seed=number)
+    return module
+
+
+def normed_heads(module, name, hidden_states):
+    """Queries or keys, each head with mean 0 and variance 1 but for `layer_norm_eps`, times the scale."""
+    projection, scale = module.get_submodule(f"{name}_proj"), module.get_submodule(f"{name}_norm").weight
+    heads = (hidden_states @ projection.weight.T + projection.bias).unflatten(-1, (2, 4))
+    centred = heads - heads.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 0.01).sqrt() * scale
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("positions", ["none", "rotary", "relative", "rotary+relative"])
+def test_normalised_queries_and_keys_written_out(positions, masked):
+    """They are normalised first, and then have their positions."""
+    module, hidden_states = normed_attention(AxialSelfAttention, positions), states(2, 3, 5, 8, seed=30)
+    mask = states(2, 3, 5, seed=31) > -0.5 if masked else None
+    query, key = (normed_heads(module, name, hidden_states) for name in "qk")
+    if "rotary" in positions:
+        query, key = turned(query, 1, 10000.0), turned(key, 1, 10000.0)
+    value = module.v_proj(hidden_states).unflatten(-1, (2, 4))
+    bias = None
+    if "relative" in positions:
+        rows = torch.arange(5)[:, None] - torch.arange(5) + 4
+        bias = module.positions[-1].table[rows].movedim(-1, 0)
+    output, _ = reference_axial_attention(query, key, value, 1, mask, bias=bias)
+    expected = module.o_proj(output.flatten(-2))
+    torch.testing.assert_close(module(hidden_states, LayerContext(mask)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_normalised_cross_attention_written_out():
+    module = normed_attention(AxialCrossAttention)
+    hidden_states, others = states(1, 1, 2, 8, seed=30), states(2, 3, 5, 8, seed=31)
+    query = normed_heads(module, "q", hidden_states).expand(2, 3, -1, -1, -1)
+    value = module.v_proj(others).unflatten(-1, (2, 4))
+    output, _ = reference_axial_attention(query, normed_heads(module, "k", others), value, 1)
+    expected = module.o_proj(output.flatten(-2))
+    torch.testing.assert_close(module(hidden_states, others), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_scores_of_normalised_queries_and_keys_are_bounded():
+    module, scores = normed_attention(AxialSelfAttention), []
+    module.core.register_forward_hook(lambda core, inputs, output: scores.append(inputs[0] @ inputs[1].mT))
+    module(1e6 * states(2, 3, 5, 8))
+    bound = 4 * module.q_norm.weight.abs().max() * module.k_norm.weight.abs().max()
+    assert 0.1 * bound < scores[0].abs().max() <= bound
+
+
+def test_normalisation_keeps_the_dtype(monkeypatch):
+    """On CUDA devices autocast has layer norms in float32, and fused kernels want queries, keys and values alike."""
+    in_float32 = torch.nn.functional.layer_norm
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "layer_norm",
+        lambda states, shape, weight, bias, eps: in_float32(states.float(), shape, weight.float(), bias, eps),
+    )
+    module, seen = normed_attention(AxialSelfAttention).bfloat16(), []
+    module.core.register_forward_hook(lambda core, inputs, output: seen.extend(part.dtype for part in inputs[:3]))
+    module(states(2, 3, 5, 8, dtype=torch.bfloat16))
+    assert seen == [torch.bfloat16] * 3
+
+
+def test_every_attention_of_a_model_is_normalised_or_none():
+    for flag in (True, False):
+        config = AxialConfig(
+            image_size=[3, 5],
+            patch_size=[1, 1],
+            hidden_size=8,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            num_inducing_points=[None, 3],
+            pooling="attention",
+            use_qk_norm=flag,
+            layer_norm_eps=0.25,
+        )
+        model = AxialModel(config)
+        attentions = [module for module in model.modules() if isinstance(module, AxialAttentionProjections)]
+        assert len(attentions) == 4
+        norms = [norm for attention in attentions for norm in (attention.q_norm, attention.k_norm)]
+        assert all(isinstance(norm, torch.nn.LayerNorm) == flag for norm in norms)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "q_norm" in name}
+        assert set(shapes.values()) == ({(4,)} if flag else set())
+        assert not flag or {norm.eps for norm in norms} == {0.25}
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

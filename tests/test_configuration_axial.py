@@ -69,6 +69,9 @@ CASES = {
     "num_pooling_seeds": NUMBERS,
     "reversible": FLAGS,
     "qkv_bias": FLAGS,
+    "use_qk_norm": FLAGS,
+    "layer_scale_init_value": (["0.1", True, [0.1]], [0, 0.0, -1e-6, math.nan, math.inf], [None, 1e-5, 1, 2.0]),
+    "drop_path_rate": PROBABILITIES,
     "hidden_dropout_prob": PROBABILITIES,
     "attention_probs_dropout_prob": PROBABILITIES,
     "layer_norm_eps": POSITIVES,
@@ -259,6 +262,7 @@ def test_derived_values():
         AxisDescription(0, 3, ("rotary", "relative"), 7, "full", None, num_heads=6),
         AxisDescription(1, 7, ("none",), 7, "induced", 5, num_heads=6),
     )
+    assert all(axis.use_qk_norm for axis in AxialConfig(use_qk_norm=True).axes)
     assert [axis.mixer for axis in AxialConfig(num_inducing_points=3).axes] == ["induced", "induced"]
     config = AxialConfig(image_size=[6, 35], patch_size=[2, 5], attention_window=[None, 2], periodic=[True, False])
     assert config.axes == (
@@ -310,6 +314,13 @@ def test_attention_with_a_table_of_all_heads_stays_whole_under_tensor_parallelis
     whole, split = (AxialConfig(position_embedding=kind).base_model_tp_plan for kind in ("relative", "rotary"))
     assert {name for name in split if "attention" not in name} == set(whole)
     assert AxialConfig(position_embedding=["learned", "relative"]).base_model_tp_plan == whole
+
+
+def test_every_rank_normalises_its_heads_by_the_scale_of_all():
+    for values, parts in (({}, [""]), ({"num_inducing_points": [None, 3]}, ["", "gather.", "scatter."])):
+        plain, normed = (AxialConfig(use_qk_norm=flag, **values).base_model_tp_plan for flag in (False, True))
+        added = {f"layers.*.attention.axes.*.{part}{name}_norm" for part in parts for name in "qk"}
+        assert normed == plain | dict.fromkeys(added, "replicated_with_grad_allreduce")
 
 
 # ---- rules between fields ----

@@ -62,6 +62,7 @@ variants = pytest.mark.parametrize(
         {"position_embedding": "learned+relative", "reversible": True},
         {"attention_mode": "split", "position_embedding": "learned+relative", "reversible": True},
         {"attention_mode": "alternating", "position_embedding": "rotary", "reversible": True},
+        {"use_qk_norm": True, "layer_scale_init_value": 0.7, "drop_path_rate": 0.3, "reversible": True},
     ],
     ids=lambda overrides: "-".join(f"{value}" for value in overrides.values()) or "default",
 )
@@ -90,6 +91,9 @@ def test_names_of_the_state_dict(overrides):
     for layer in range(2):
         projections = [f"attention.axes.{axis}.{part}_proj" for axis in axes[layer] for part in "qkvo"]
         expected |= {f"layers.{layer}.{part}.{kind}" for part in parts + projections for kind in ("weight", "bias")}
+        if "use_qk_norm" in overrides:
+            expected |= {f"layers.{layer}.attention.axes.{axis}.{part}_norm.weight" for axis in (0, 1) for part in "qk"}
+            expected |= {f"layers.{layer}.{half}_update.layer_scale.lambda1" for half in ("attention", "feed_forward")}
     assert names == expected
 
 
@@ -384,6 +388,8 @@ def test_initial_weights_are_complete_also_from_the_meta_device(overrides, tmp_p
             assert (tensor == 0).all(), name
         elif "norm" in name:
             assert (tensor == 1).all(), name
+        elif "layer_scale" in name:
+            assert (tensor == 0.7).all(), name
         else:
             assert 0.01 < tensor.std() < 0.03 and tensor.mean().abs() < 0.01, name
 
@@ -459,10 +465,32 @@ def test_compiled_equals_eager(num_axes, reversible):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("reversible", [False, pytest.param(True, marks=pytest.mark.audit)])
+@pytest.mark.parametrize("attention_mode", ["split", pytest.param("alternating", marks=pytest.mark.audit)])
+def test_compiled_updates_equal_eager_ones(attention_mode, reversible):
+    options = {"use_qk_norm": True, "layer_scale_init_value": 0.7, "drop_path_rate": 0.5}
+    model = make_model(attention_mode=attention_mode, reversible=reversible, dtype=torch.float32, **options)
+    inputs = pixels(model.config, batch=5, dtype=torch.float32)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    gradients = []
+    for training in (False, True):
+        for run in (model.train(training), compiled):
+            torch.manual_seed(2)
+            model.zero_grad()
+            run(inputs).last_hidden_state.square().sum().backward()
+            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for eager, ours in (gradients[:2], gradients[2:]):
+        torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(gradients[0][-1], gradients[2][-1])
+
+
 @pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
 def test_exported_equals_eager_at_other_sizes(num_axes):
-    overrides = {"position_embedding": "rotary"} if num_axes == 3 else {}
-    model = make_model(num_axes, dtype=torch.float32, **overrides)
+    overrides = {
+        2: {"attention_mode": "alternating", "use_qk_norm": True, "layer_scale_init_value": 0.7, "drop_path_rate": 0.5},
+        3: {"attention_mode": "split", "position_embedding": "rotary"},
+    }
+    model = make_model(num_axes, dtype=torch.float32, **overrides.get(num_axes, {}))
     batch = torch.export.Dim("batch", min=1, max=64)
     patches = [torch.export.Dim(f"patches_{axis}", min=1, max=64) for axis in range(num_axes)]
     sizes = [side * count for side, count in zip(model.config.patch_shape, patches, strict=True)]

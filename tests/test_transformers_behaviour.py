@@ -28,6 +28,14 @@ VARIANTS = {
     "one stream": {},
     "two streams": {"reversible": True, "feed_forward": "gated_mlp", "position_embedding": "rotary"},
     "sets": {"num_inducing_points": [None, 3], "pooling": "attention", "position_embedding": "none"},
+    "split heads": {
+        "attention_mode": "split",
+        "num_attention_heads": 4,
+        "position_embedding": "rotary",
+        "use_qk_norm": True,
+        "layer_scale_init_value": 0.5,
+        "reversible": True,
+    },
 }
 model_classes = pytest.mark.parametrize("model_class", CLASSES)
 variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -380,7 +388,7 @@ def test_parallel_plans_name_what_is_there(variant):
             ), pattern
 
 
-SPLIT = ["two streams", "sets"]
+SPLIT = ["two streams", "sets", "split heads"]
 SPLITS = {"fsdp": {"fsdp_size": 2}, "tp": {"tp_size": 2, "tp_plan": "auto"}}
 
 
