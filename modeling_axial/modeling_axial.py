@@ -103,7 +103,7 @@ class AxialPreTrainedModel(CodeCarryingModel):
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.seeds, std=self.config.initializer_range)
         elif isinstance(module, LayerScale):
-            init.constant_(module.lambda1, self.config.layer_scale_init_value)
+            init.constant_(module.lambda1, module.initial_value)
 
 
 @auto_docstring(custom_intro="The axial trunk: features of every cell of the grid, and their mean.")

@@ -16,7 +16,8 @@ class LayerScale(nn.Module):
 
     def __init__(self, hidden_size: int, initial_value: float):
         super().__init__()
-        self.lambda1 = nn.Parameter(torch.full((hidden_size,), float(initial_value)))
+        self.initial_value = float(initial_value)
+        self.lambda1 = nn.Parameter(torch.full((hidden_size,), self.initial_value))
 
     def forward(self, update: torch.Tensor) -> torch.Tensor:
         return update * self.lambda1

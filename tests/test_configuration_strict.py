@@ -39,7 +39,7 @@ UNKNOWN_KEYS = {
     "zzz": "",
     "_note": "",
     "layer_types": "did you mean 'layer_norm_eps'?",
-    "rope_parameters": "",
+    "rope_parameters": "did you mean 'drop_path_rate'?",
     # Names of what is in the class, but no field.
     "validate": "",
     "push_to_hub": "",
