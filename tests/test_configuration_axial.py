@@ -323,6 +323,20 @@ def test_every_rank_normalises_its_heads_by_the_scale_of_all():
         assert normed == plain | dict.fromkeys(added, "replicated_with_grad_allreduce")
 
 
+def test_a_file_of_before_there_were_these_fields_opens_as_it_was(tmp_path):
+    values = {"image_size": 48, "patch_size": 8, "attention_mode": "sum", "reversible": True}
+    file = tmp_path / "config.json"
+    written = AxialConfig(**values).to_dict()
+    for name in ("use_qk_norm", "layer_scale_init_value", "drop_path_rate"):
+        del written[name]
+    file.write_text(json.dumps(written))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = AxialConfig.from_json_file(file)
+    assert config == AxialConfig(**values)
+    assert (config.use_qk_norm, config.layer_scale_init_value, config.drop_path_rate) == (False, None, 0.0)
+
+
 # ---- rules between fields ----
 
 

@@ -178,6 +178,7 @@ SAMPLES = [
     {"num_inducing_points": (2, None), "pooling": "attention", "num_pooling_seeds": 3},
     {"head_dim": 8, "intermediate_size": 100, "position_embedding": "rotary", "rope_theta": 100},
     {"reversible": True, "qkv_bias": False, "feed_forward": "convolution", "attention_mode": "sum"},
+    {"attention_mode": "split", "use_qk_norm": True, "layer_scale_init_value": 1e-5, "drop_path_rate": 0.1},
     {"hidden_dropout_prob": 0, "layer_norm_eps": 1e-12, "initializer_range": 0.1, "hidden_act": "silu"},
     {"dtype": "bfloat16", "problem_type": "regression", "num_labels": 1, "architectures": ["AxialModel"]},
     {"output_attentions": True, "output_hidden_states": True, "return_dict": False},
