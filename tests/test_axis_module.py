@@ -24,7 +24,7 @@ def states(*shape):
 def test_names_and_classes_of_mixers_agree():
     assert set(MIXER_CLASSES) == MIXER_NAMES
     config = make_config(num_inducing_points=[None, 3])
-    for axis, module in enumerate(make_axes(config)):
+    for axis, module in enumerate(make_axes(config, 0)):
         assert isinstance(module, AxisModule) and type(module) is MIXER_CLASSES[config.axes[axis].mixer]
         assert (module.axis, module.description, module.config) == (axis, config.axes[axis], config)
 
