@@ -125,6 +125,7 @@ def drawn_case(number):
     num_axes = draw.choice([1, 2, 2, 3])
     points = [draw.choice([None, None, 3]) for _ in range(num_axes)]
     kinds = [POSITIONS[:4] if number else POSITIONS for number in points]  # points see no pairs of cells
+    windows = [None if number else draw.choice([None, 1, 2]) for number in points]
     one_for_all = draw.choice(POSITIONS[:4])
     config = config_for(
         [draw.choice([2, 3, 5, 7]) for _ in range(num_axes)],
@@ -138,6 +139,7 @@ def drawn_case(number):
         num_pooling_seeds=draw.choice([1, 3]),
         reversible=draw.random() < 0.5,
         num_inducing_points=points,
+        attention_window=windows,
     )
     torch.manual_seed(number)
     model = draw.choice([AxialModel, AxialModel, AxialForImageClassification, AxialBackbone])(config)
