@@ -1,10 +1,7 @@
 """Pictures -> pixel_values: opens picture files, brings any picture to the channels, size and range of the model."""
 
-import difflib
-import json
 import os
 import warnings
-from collections.abc import Iterable
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -12,18 +9,18 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling
+from transformers.image_processing_base import BatchFeature
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .processor_arrays import cells_in_use, check_maps, pad_end, padded_shape, read_labels
+from .processor_options import StrictOptions, lengths, whole_number
 
 # Pillow opens more than these, but EPS would start Ghostscript, an ICO can hide a picture larger than its header says,
 # and a truncated JPEG 2000 opens as a coarser picture without a word.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
 MAX_PIXELS = 1024**3 // 12  # 89,478,485, 256 MiB of RGB: where Pillow begins to warn of decompression bombs
 ARRAY_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
-# What transformers stores in preprocessor_config.json, or has stored, without being an option.
-KEYS_OF_TRANSFORMERS = frozenset(
-    {"auto_map", "image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys"}
-)
 
 
 def read_image(path_or_bytes: str | os.PathLike | bytes) -> Image.Image:
@@ -176,12 +173,21 @@ class AxialImageProcessorKwargs(ImagesKwargs, total=False):
     """
     num_channels (`int`, *optional*, defaults to 3):
         1 for greyscale, 3 for RGB.
+    patch_size (`int` or `tuple[int, int]`, *optional*):
+        The patch of the model, (height, width), which `do_pad` needs.
+    num_labels (`int`, *optional*):
+        Labels of segmentation maps are less than this.
+    ignore_index (`int`, *optional*, defaults to 255):
+        The label of pixels that do not count, and of padding.
     """
 
     num_channels: int | None
+    patch_size: int | list[int] | tuple[int, ...] | None
+    num_labels: int | None
+    ignore_index: int | None
 
 
-class AxialImageProcessor(PilBackend):
+class AxialImageProcessor(StrictOptions, PilBackend):
     """Pictures of any kind -> `pixel_values` (B, num_channels, H, W), float32, by default in [-1, 1].
 
     Takes one picture, a batch or (nested) lists of PIL pictures, numpy arrays or torch tensors: (H, W), (H, W, C),
@@ -193,22 +199,28 @@ class AxialImageProcessor(PilBackend):
     - `image_mean` and `image_std`: one number for all channels, or one per channel.
     - With `do_rescale=False` values stay in 0 to 255 (uint8 if they are not normalized, either). Floating-point
       pictures, always taken as [0, 1], are refused then.
+    - `do_pad` (needs `patch_size`): pictures of different sizes become one batch, the largest of it (or `pad_size`)
+      rounded up to whole patches. Padding stands below and to the right, 0 after normalizing, and `attention_mask`,
+      boolean (B, *grid), is True for every cell that holds a pixel of the picture. Models take both as they come.
+    - `segmentation_maps`, one for each picture and of its size: PIL pictures of one channel (a palette's indices are
+      the labels), or whole numbers (H, W), of which three dims are a batch. They become `labels`, int64 (B, H, W),
+      resized to nearest, cropped and padded as the pictures; what is beyond a map is `ignore_index`.
 
     A pipeline of transformers opens files itself and converts them to RGB before this processor sees them: 16-bit
     pictures saturate there, and transparency is dropped instead of composited. For those call the processor yourself,
     on `read_image(path)`. A PIL picture is taken as it lies: its EXIF turn is applied by `read_image` or the pipeline.
 
-    An option that the constructor does not know is refused. In a preprocessor_config.json it is left out with a
-    warning, so that a file of a newer transformers still opens. `from_pretrained` ignores keywords that are no options,
-    because pipelines hand it those of the model.
+    Unknown options are dealt with as `StrictOptions` says.
 
     Raises:
         TypeError: not a picture (paths are not opened here: use `read_image`), or pixels that are no numbers.
         ValueError: no picture at all, wrong rank or number of channels, values out of range, a damaged file behind a
-            PIL picture that is not loaded yet, `num_channels` neither 1 nor 3, an unknown option.
+            PIL picture that is not loaded yet, `num_channels` neither 1 nor 3, an unknown option, maps that do not fit
+            their pictures, labels out of range, padding without a patch or to less than a picture.
     """
 
     valid_kwargs = AxialImageProcessorKwargs
+    model_input_names = ["pixel_values", "attention_mask"]
 
     num_channels = 3
     do_resize = True
@@ -218,47 +230,143 @@ class AxialImageProcessor(PilBackend):
     do_normalize = True
     image_mean = 0.5
     image_std = 0.5
+    ignore_index = 255
 
     def __init__(self, **kwargs: Unpack[AxialImageProcessorKwargs]):
-        for message in self._unknown(kwargs).values():
-            raise ValueError(message)
         super().__init__(**kwargs)
 
-    @classmethod
-    def _unknown(cls, keys: Iterable[str]) -> dict[str, str]:
-        """{key that is no option: what to say of it}."""
-        names = list(cls.valid_kwargs.__annotations__)
-        messages = {}
-        for key in keys:
-            if key not in names and key not in KEYS_OF_TRANSFORMERS:
-                nearest = difflib.get_close_matches(key, names, n=1)
-                suggestion = f": did you mean {nearest[0]!r}?" if nearest else "."
-                messages[key] = f"{cls.__name__} has no option {key!r}{suggestion}"
-        return messages
-
-    @classmethod
-    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs) -> Any:
-        unknown = cls._unknown(image_processor_dict)
-        for message in unknown.values():
-            warnings.warn(f"{message} Ignored.", stacklevel=2)
-        known = {key: value for key, value in image_processor_dict.items() if key not in unknown}
-        return super().from_dict(known, **kwargs)
-
-    @classmethod
-    def from_json_file(cls, json_file: str | os.PathLike) -> Any:
-        with open(json_file, encoding="utf-8") as file:
-            return cls.from_dict(json.load(file))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Without attributes that are no options, which the constructor would refuse."""
-        values = super().to_dict()
-        unknown = self._unknown(values)
-        return {key: value for key, value in values.items() if key not in unknown}
-
-    def _standardize_kwargs(self, *args, num_channels: int | None = None, **kwargs) -> dict:
+    def _standardize_kwargs(
+        self,
+        *args,
+        num_channels: int | None = None,
+        patch_size: int | list[int] | tuple[int, ...] | None = None,
+        num_labels: int | None = None,
+        ignore_index: int | None = None,
+        **kwargs,
+    ) -> dict:
         if type(num_channels) is not int or num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (greyscale) or 3 (RGB), got {num_channels!r}")
-        return super()._standardize_kwargs(*args, num_channels=num_channels, **kwargs)
+        if patch_size is not None:
+            patch_size = lengths(patch_size, "patch_size")
+            if len(patch_size) != 2:
+                raise ValueError(f"patch_size of pictures is (height, width), got {patch_size}")
+        if num_labels is not None:
+            num_labels = whole_number(num_labels, "num_labels")
+        ignore_index = whole_number(ignore_index, "ignore_index", least=-(2**63))
+        options = {"patch_size": patch_size, "num_labels": num_labels, "ignore_index": ignore_index}
+        return super()._standardize_kwargs(*args, num_channels=num_channels, **options, **kwargs)
+
+    def preprocess(  # pyrefly: ignore[bad-override]  as every processor of transformers that takes maps
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[AxialImageProcessorKwargs],
+    ) -> BatchFeature:
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        *,
+        do_pad: bool | None,
+        pad_size: SizeDict | None,
+        patch_size: tuple[int, int] | None,
+        num_labels: int | None,
+        ignore_index: int,
+        return_tensors: Any,
+        **kwargs,
+    ) -> BatchFeature:
+        pictures = self._prepare_image_like_inputs(images, **kwargs)
+        maps = None
+        if segmentation_maps is not None:
+            maps = list(_flatten_maps(segmentation_maps))
+            if len(maps) != len(pictures):
+                raise ValueError(f"{len(pictures)} pictures have {len(maps)} segmentation_maps; give one for each")
+            maps = [
+                read_labels(labels, f"segmentation_maps[{i}]", picture.shape[1:], num_labels, ignore_index)
+                for i, (labels, picture) in enumerate(zip(maps, pictures, strict=True))
+            ]
+            maps = [self._process_map(labels, ignore_index, **kwargs) for labels in maps]
+        values = self._preprocess(pictures, do_pad=False, pad_size=None, return_tensors=None, **kwargs)["pixel_values"]
+
+        data = {"pixel_values": values}
+        if do_pad:
+            if patch_size is None:
+                raise ValueError(
+                    "do_pad needs patch_size, the model's patch (height, width), for the mask of its cells"
+                )
+            shapes = [picture.shape[1:] for picture in values]
+            target = padded_shape(shapes, patch_size, (pad_size.height, pad_size.width) if pad_size else None)
+            data["pixel_values"] = [pad_end(picture, target, 0) for picture in values]
+            there = np.stack([pad_end(np.ones(shape, bool), target, False) for shape in shapes])
+            data["attention_mask"] = list(cells_in_use(there, patch_size))
+            maps = maps and [pad_end(labels, target, ignore_index) for labels in maps]
+        if maps is not None:
+            data["labels"] = maps
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _process_map(
+        self,
+        labels: np.ndarray,
+        ignore_index: int,
+        *,
+        do_resize: bool | None,
+        size: SizeDict,
+        do_center_crop: bool | None,
+        crop_size: SizeDict,
+        **kwargs,
+    ) -> np.ndarray:
+        """A map (H, W) resized and cropped as its picture."""
+        if do_resize:
+            height, width = self._resized(labels.shape, size)
+            # As Pillow's nearest, by which transformers would bring the labels to 8 bits first.
+            rows, columns = (
+                (2 * np.arange(new) + 1) * old // (2 * new)
+                for new, old in zip((height, width), labels.shape, strict=True)
+            )
+            labels = labels[np.ix_(rows, columns)]
+        if do_center_crop:  # which fills up with zeros
+            labels = self.center_crop((labels - ignore_index)[None], crop_size)[0] + ignore_index
+        return labels
+
+    def _resized(self, shape: tuple[int, ...], size: SizeDict) -> tuple[int, int]:
+        """(height, width) that resizing gives a picture of this one."""
+        blank = np.broadcast_to(np.uint8(0), (1, *shape))
+        return self.resize(blank, size).shape[1:]
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Any = None, return_segmentation_scores: bool = False
+    ) -> list[torch.Tensor] | list[BatchFeature]:
+        """`logits` (B, num_labels, H, W) -> for each picture its map (height, width) of the likeliest labels, int64.
+
+        `target_sizes`: (height, width) of each picture as it was given to the processor; logits are resized to it
+        (bilinear, float32), after their padding is cut off where this processor pads (`do_pad`, `do_resize` and `size`
+        count as they are set in the processor, not as they were given to a call). Without it maps are as large as the
+        logits, padding included. With `return_segmentation_scores` each result holds the map as `segmentation` and its
+        logits (num_labels, height, width) as `segmentation_scores`, as in transformers.
+
+        Raises:
+            ValueError: logits of another rank, another number of sizes, logits smaller than the picture was before
+                padding, or a processor that crops, whose maps cannot be put back.
+        """
+        logits, sizes = check_maps(outputs, "logits", target_sizes, 2)
+        if target_sizes is not None and self.do_center_crop:
+            raise ValueError("do_center_crop cuts off what target_sizes ask for; call without target_sizes")
+        results = []
+        for scores, size in zip(logits.float(), sizes, strict=True):
+            if target_sizes is not None and self.do_pad:
+                height, width = self._resized(size, self.size) if self.do_resize else size
+                if height > scores.shape[1] or width > scores.shape[2]:
+                    raise ValueError(
+                        f"logits of {tuple(scores.shape[1:])} pixels are smaller than the picture before padding, "
+                        f"({height}, {width}); target_sizes are (height, width) of the pictures given to this processor"
+                    )
+                scores = scores[:, :height, :width]
+            if tuple(scores.shape[1:]) != size:
+                scores = torch.nn.functional.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+            results.append(BatchFeature({"segmentation": scores.argmax(0), "segmentation_scores": scores}))
+        return results if return_segmentation_scores else [result.segmentation for result in results]
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         pictures = list(_flatten(images))
@@ -309,6 +417,19 @@ def _flatten(images):
         yield from images if images.ndim == 4 else (images,)
     else:
         yield images
+
+
+def _flatten_maps(maps):
+    if isinstance(maps, list | tuple):
+        for nested in maps:
+            yield from _flatten_maps(nested)
+    elif isinstance(maps, Image.Image):
+        # L, P (its indices), 1, I and I;16; of other modes the shape says what is wrong
+        yield np.array(maps)
+    elif getattr(maps, "ndim", None) == 3:
+        yield from maps
+    else:
+        yield maps
 
 
 # Here and not in __init__.py, which stays home: a processor that was loaded as remote code saves its code again.

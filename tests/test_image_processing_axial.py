@@ -14,8 +14,9 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import ExifTags, Image, ImageFile
 from transformers import AutoImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from modeling_axial import image_processing_axial
+from modeling_axial import AxialConfig, AxialModel, image_processing_axial
 from modeling_axial.image_processing_axial import FORMATS, MAX_PIXELS, AxialImageProcessor, read_image, to_uint8
 
 HEIGHT, WIDTH = 11, 7
@@ -577,6 +578,201 @@ def test_bad_options_are_refused():
         processor([NOISE, NOISE[1:]], do_resize=False, return_tensors="pt")
 
 
+# --- segmentation maps, padding, and the way back ---------------------------------------------------------------------
+
+LABELS = np.random.default_rng(4).integers(0, 300, (HEIGHT, WIDTH))
+PATCH = (3, 2)
+
+
+def in_palette(labels):
+    image = Image.fromarray(labels.astype(np.uint8), "L").convert("P")
+    image.putpalette(list(np.random.default_rng(5).integers(0, 256, 768)))  # no bearing on its indices
+    image.putdata(labels.astype(np.uint8).ravel().tolist())
+    return image
+
+
+MAPS = {
+    "array": lambda: LABELS,
+    "big end first": lambda: LABELS.astype(">u2"),
+    "tensor": lambda: torch.tensor(LABELS),
+    "list": lambda: [LABELS],
+    "batch": lambda: LABELS[None],
+    "picture, 32 bits": lambda: Image.fromarray(LABELS.astype(np.int32)),
+    "picture, 16 bits": lambda: Image.fromarray(LABELS.astype(np.uint16)),
+    "masked": lambda: np.ma.MaskedArray(LABELS, np.zeros_like(LABELS, bool)),
+}
+
+
+@pytest.mark.parametrize("make", MAPS.values(), ids=MAPS.keys())
+def test_maps_of_every_kind(make):
+    inputs = AxialImageProcessor(do_resize=False, num_labels=300)(NOISE, segmentation_maps=make(), return_tensors="pt")
+    assert inputs.labels.dtype == torch.int64 and "attention_mask" not in inputs
+    assert inputs.labels[0].tolist() == LABELS.tolist()
+    assert torch.equal(
+        inputs.pixel_values, AxialImageProcessor(do_resize=False)(NOISE, return_tensors="pt").pixel_values
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+def test_maps_of_8_bits(mode):
+    labels = LABELS % (2 if mode == "1" else 7)
+    image = in_palette(labels) if mode == "P" else Image.fromarray(labels.astype(bool if mode == "1" else np.uint8))
+    assert image.mode == mode
+    inputs = AxialImageProcessor(do_resize=False)(NOISE, image)
+    np.testing.assert_array_equal(inputs.labels[0], labels)
+
+
+@pytest.mark.parametrize(
+    "size", [{"height": 13, "width": 17}, {"height": 5, "width": 3}, {"shortest_edge": 14}], ids=str
+)
+def test_maps_are_resized_to_nearest_as_their_pictures(size):
+    inputs = AxialImageProcessor(size=size)(NOISE, LABELS)
+    height, width = inputs.pixel_values[0].shape[1:]
+    expected = Image.fromarray(LABELS.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(inputs.labels[0], np.asarray(expected))  # labels above 255, too
+
+
+def test_maps_are_cropped_as_their_pictures():
+    picture = LABELS.astype(np.uint8)  # shows its own labels
+    options = {"do_resize": False, "do_rescale": False, "do_normalize": False, "num_channels": 1}
+    for height, width, ignored in ((5, 3, 0), (5, 13, 30), (15, 3, 12)):
+        processor = AxialImageProcessor(do_center_crop=True, crop_size={"height": height, "width": width}, **options)
+        inputs = processor(picture, picture.astype(int), ignore_index=-1)
+        beyond = inputs.labels[0] == -1
+        assert beyond.sum() == ignored
+        np.testing.assert_array_equal(inputs.pixel_values[0][0], np.where(beyond, 0, inputs.labels[0]))
+
+
+PICTURES = [NOISE, NOISE[:7, :5], NOISE[:5, :6]]
+
+
+@pytest.mark.parametrize(("pad_size", "shape"), [(None, (12, 8)), ({"height": 14, "width": 9}, (15, 10))], ids=str)
+def test_padding_and_its_mask_against_loops(pad_size, shape):
+    processor = AxialImageProcessor(do_resize=False, do_pad=True, patch_size=PATCH, pad_size=pad_size, num_labels=300)
+    maps = [LABELS[: picture.shape[0], : picture.shape[1]] for picture in PICTURES]
+    inputs = processor(PICTURES, maps, return_tensors="pt")
+    assert inputs.pixel_values.shape == (3, 3, *shape) and inputs.labels.shape == (3, *shape)
+    assert inputs.attention_mask.shape == (3, shape[0] // 3, shape[1] // 2)
+    assert inputs.attention_mask.dtype == torch.bool
+    for i, picture in enumerate(PICTURES):
+        height, width = picture.shape[:2]
+        alone = AxialImageProcessor(do_resize=False)(picture, return_tensors="pt").pixel_values[0]
+        assert torch.equal(inputs.pixel_values[i, :, :height, :width], alone)
+        assert not inputs.pixel_values[i, :, height:].any() and not inputs.pixel_values[i, :, :, width:].any()
+        np.testing.assert_array_equal(inputs.labels[i, :height, :width], maps[i])
+        assert (inputs.labels[i] == 255).sum() == shape[0] * shape[1] - height * width + (maps[i] == 255).sum()
+        for row, column in np.ndindex(*inputs.attention_mask.shape[1:]):
+            assert inputs.attention_mask[i, row, column] == (row * 3 < height and column * 2 < width)
+    assert inputs.to("cpu", torch.bfloat16).attention_mask.dtype == torch.bool
+
+
+def test_a_padded_picture_gives_what_it_gives_alone():
+    torch.manual_seed(0)
+    config = AxialConfig(
+        image_size=[12, 8],
+        patch_size=list(PATCH),
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_channels=3,
+        initializer_range=0.5,
+    )
+    model = AxialModel(config).eval()
+    processor = AxialImageProcessor(do_resize=False, do_pad=True, patch_size=PATCH)
+    with torch.no_grad():
+        together = model(**processor(PICTURES, return_tensors="pt")).pooler_output
+        for pooled, picture in zip(together, PICTURES, strict=True):
+            alone = model(**processor(picture, return_tensors="pt")).pooler_output[0]
+            torch.testing.assert_close(pooled, alone)
+
+
+def test_bad_maps_and_paddings():
+    processor = AxialImageProcessor(do_resize=False, num_labels=3)
+    for maps, message in (
+        ([LABELS % 3] * 2, "1 pictures have 2 segmentation_maps"),
+        ([], "1 pictures have 0 segmentation_maps"),
+        (LABELS % 4, r"segmentation_maps\[0\] holds the label 3; labels are 0 to 2, or 255"),
+        (LABELS[1:] % 3, r"segmentation_maps\[0\] has shape \(10, 7\)"),
+        (LABELS % 3 / 2, "whole numbers, got float64"),
+        (Image.fromarray(NOISE), r"shape \(11, 7, 3\)"),
+        ("map.png", "must be an array .* got str"),
+        (LABELS.astype(object), "objects"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(NOISE, segmentation_maps=maps)
+    with pytest.raises(ValueError, match="do_pad needs patch_size"):
+        processor(NOISE, do_pad=True)
+    with pytest.raises(ValueError, match=r"pad_size \(9, 9\) is smaller than sample 0 of the batch, \(11, 7\)"):
+        processor(NOISE, do_pad=True, patch_size=3, pad_size={"height": 9, "width": 9})
+    for options, message in (
+        ({"patch_size": [2, 3, 5]}, "patch_size of pictures is .height, width."),
+        ({"patch_size": [2, 0]}, "patch_size must be an int of at least 1, got 0"),
+        ({"num_labels": 0}, "num_labels must be an int of at least 1"),
+        ({"ignore_index": 2.5}, "ignore_index must be an int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AxialImageProcessor(**options)
+
+
+def planes(height, width):
+    """Logits of three labels that change linearly, which bilinear resizing keeps but at the edges."""
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return torch.tensor(np.stack([rows / height, columns / width, np.full_like(rows, 0.45)]), dtype=torch.float32)
+
+
+def test_maps_of_labels_from_logits():
+    logits = torch.stack([planes(6, 10), planes(6, 10).flip(1)])
+    processor = AxialImageProcessor()
+    maps = processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits))
+    assert [found.tolist() for found in maps] == logits.argmax(1).tolist()
+    sizes = [(12, 20), (9, 7)]
+    for given in (sizes, torch.tensor(sizes)):
+        results = processor.post_process_semantic_segmentation(
+            SemanticSegmenterOutput(logits=logits.bfloat16().float()), given, return_segmentation_scores=True
+        )
+        for result, scores, size in zip(results, logits.bfloat16().float(), sizes, strict=True):
+            expected = torch.nn.functional.interpolate(scores[None], size, mode="bilinear")[0]
+            assert torch.equal(result.segmentation_scores, expected)
+            assert torch.equal(result.segmentation, expected.argmax(0)) and result.segmentation.dtype == torch.int64
+    half = SemanticSegmenterOutput(logits=logits.bfloat16())
+    assert processor.post_process_semantic_segmentation(half, sizes)[1].shape == (9, 7)
+
+
+@pytest.mark.parametrize("options", [{"do_resize": False}, {"size": {"shortest_edge": 14}}, {"size": 13}], ids=str)
+def test_padding_is_cut_off_before_logits_are_resized(options):
+    processor = AxialImageProcessor(do_pad=True, patch_size=PATCH, **options)
+    inputs = processor(PICTURES, return_tensors="pt")
+    logits = torch.full((3, 3, *inputs.pixel_values.shape[2:]), 9.0)  # what stands in the padding
+    shapes = [values.shape[1:] for values in AxialImageProcessor(**options)(PICTURES).pixel_values]
+    for scores, (height, width) in zip(logits, shapes, strict=True):
+        scores[:, :height, :width] = planes(height, width)
+    sizes = [picture.shape[:2] for picture in PICTURES]
+    outputs = SemanticSegmenterOutput(logits=logits)
+    results = processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
+    for result, shape, size in zip(results, shapes, sizes, strict=True):
+        expected = torch.nn.functional.interpolate(planes(*shape)[None], size, mode="bilinear")[0]
+        torch.testing.assert_close(result.segmentation_scores, expected)
+        assert result.segmentation.shape == size
+
+
+def test_bad_logits():
+    outputs = SemanticSegmenterOutput(logits=torch.zeros(1, 3, 6, 10))
+    for processor, sizes, message in (
+        (AxialImageProcessor(), [(6, 10)] * 2, "one size for each of the 1 samples, got 2"),
+        (AxialImageProcessor(), [(0, 10)], "2 positive lengths"),
+        (AxialImageProcessor(do_center_crop=True, crop_size=5), [(6, 10)], "do_center_crop"),
+        (
+            AxialImageProcessor(do_pad=True, patch_size=2),
+            [(6, 10)],
+            "smaller than the picture before padding, .224, 224",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor.post_process_semantic_segmentation(outputs, sizes)
+    with pytest.raises(ValueError, match="must have logits"):
+        AxialImageProcessor().post_process_semantic_segmentation(SemanticSegmenterOutput(logits=torch.zeros(1, 3, 6)))
+
+
 # --- away from home ---------------------------------------------------------------------------------------------------
 
 CHOICES = {
@@ -589,18 +785,23 @@ CHOICES = {
 }
 
 
+SAVED = ["image_processing_axial.py", "preprocessor_config.json", "processor_arrays.py", "processor_options.py"]
+
+
 def test_saved_file_holds_the_choices_and_nothing_of_this_machine(tmp_path):
     processor = AxialImageProcessor(**CHOICES)
     processor.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["image_processing_axial.py", "preprocessor_config.json"]
-    code = Path(image_processing_axial.__file__).read_bytes()
-    assert (tmp_path / "image_processing_axial.py").read_bytes() == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == SAVED
+    for name in SAVED[:1] + SAVED[2:]:
+        code = Path(image_processing_axial.__file__).with_name(name).read_bytes()
+        assert (tmp_path / name).read_bytes() == code
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved == {
         **CHOICES,
         "do_resize": True,
         "do_normalize": True,
         "rescale_factor": 1 / 255,
+        "ignore_index": 255,
         "auto_map": {"AutoImageProcessor": "image_processing_axial.AxialImageProcessor"},
         "image_processor_type": "AxialImageProcessor",
     }
@@ -641,6 +842,6 @@ def test_opens_where_the_package_is_missing_and_saves_itself_again(tmp_path, run
         run_python(LOAD_AND_SAVE_AGAIN, folder, tmp_path / "picture.npy", tmp_path / "result.npy", tmp_path / again)
         np.testing.assert_array_equal(np.load(tmp_path / "result.npy"), expected)
         (tmp_path / "result.npy").unlink()
-        for name in ("preprocessor_config.json", "image_processing_axial.py"):
+        for name in SAVED:
             assert (tmp_path / again / name).read_bytes() == (tmp_path / "moved" / name).read_bytes()
         folder = tmp_path / again

@@ -231,7 +231,7 @@ print("equal")
     for folder, again in (("first", "second"), ("second", "third")):
         arguments = (tmp_path / folder, tmp_path / "expected.safetensors", tmp_path / again, *pictures)
         assert "equal" in run_python(code, *arguments).stdout
-    names = ["image_processing_axial.py", "preprocessor_config.json"]
+    names = ["image_processing_axial.py", "preprocessor_config.json", "processor_arrays.py", "processor_options.py"]
     for folder in ("first", "second", "third"):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
 
