@@ -13,6 +13,7 @@ from .attention import AxialSelfAttention, axial_attention
 from .configuration_axial import AxialConfig
 from .configuration_axial_decoder import AxialDecoderConfig
 from .configuration_image_transformer import AxialImageTransformerConfig
+from .grid_processing_axial import AxialGridProcessor
 from .image_processing_axial import AxialImageProcessor, read_image
 from .image_transformer import (
     AxialAttention,
@@ -29,6 +30,7 @@ from .modeling_axial_heads import AxialBackbone, AxialForImageClassification
 from .pooling import AttentionPooling
 from .reversible import OneStream, RebuiltTwoStream, TwoStream
 from .set_attention import InducedAxialAttention
+from .video_processing_axial import AxialVideoProcessor
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,7 @@ __all__ = [
     "AxialDecoderConfig",
     "AxialForCausalImageModeling",
     "AxialForImageClassification",
+    "AxialGridProcessor",
     "AxialImageProcessor",
     "AxialImageTransformer",
     "AxialImageTransformerConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "AxialPositionalEmbedding",
     "AxialPreTrainedModel",
     "AxialSelfAttention",
+    "AxialVideoProcessor",
     "InducedAxialAttention",
     "InducedSetAttention",
     "LayerContext",
@@ -64,6 +68,9 @@ AutoConfig.register("axial", AxialConfig)
 AutoConfig.register("axial_decoder", AxialDecoderConfig)
 AutoConfig.register("axial_image_transformer", AxialImageTransformerConfig)
 AutoImageProcessor.register(AxialConfig, image_processor_classes={"pil": AxialImageProcessor})
+# A configuration has one processor; those of other data are found by the name that their file holds.
+AutoImageProcessor.register(AxialGridProcessor, image_processor_classes={"pil": AxialGridProcessor})
+AutoImageProcessor.register(AxialVideoProcessor, image_processor_classes={"pil": AxialVideoProcessor})
 AutoModel.register(AxialConfig, AxialModel)
 AutoModel.register(AxialDecoderConfig, AxialForCausalImageModeling)
 AutoModel.register(AxialImageTransformerConfig, AxialImageTransformerModel)

@@ -46,8 +46,9 @@ def _files_that_travel():
     are needed by AUTO_MAP without being imported by this file."""
     from .image_processing_axial import AxialImageProcessor
     from .modeling_axial_heads import AxialForImageClassification
+    from .video_processing_axial import AxialVideoProcessor
 
-    return AxialImageProcessor, AxialForImageClassification
+    return AxialImageProcessor, AxialForImageClassification, AxialVideoProcessor
 
 
 class AxialEmbeddings(nn.Module):

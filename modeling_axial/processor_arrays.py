@@ -121,17 +121,24 @@ def pixels_of_cells(cells: np.ndarray, patch: Sequence[int]) -> np.ndarray:
 # Labels
 
 
-def read_labels(labels: Any, name: str, pixels: Sequence[int], num_labels: int | None, ignore_index: int) -> np.ndarray:
-    """One label per pixel -> int64 (*pixels), each in 0 to `num_labels` - 1 or `ignore_index`.
-
-    Raises:
-        ValueError: another shape than `pixels`, labels that are no whole numbers, or out of range.
-    """
+def describe_labels(labels: Any, name: str, pixels: Sequence[int]) -> None:
+    """Raises ValueError, before anything is read, unless this is an array of whole numbers, one for each pixel."""
     shape, dtype = describe(labels, name)
     if shape != tuple(pixels):
         raise ValueError(f"{name} has shape {shape}, but what it labels has {tuple(pixels)} pixels: one label for each")
     if dtype.kind not in "bui":
         raise ValueError(f"{name} must hold labels as whole numbers, got {dtype}; see astype(int) of an exact map")
+
+
+def read_labels(labels: Any, name: str, pixels: Sequence[int], num_labels: int | None, ignore_index: int) -> np.ndarray:
+    """One label per pixel -> int64 (*pixels), each in 0 to `num_labels` - 1 or `ignore_index`.
+
+    What is masked in numpy's masked arrays becomes `ignore_index`.
+
+    Raises:
+        ValueError: as `describe_labels`, or labels out of range.
+    """
+    describe_labels(labels, name, pixels)
     values = read(labels, name)
     if isinstance(values, np.ma.MaskedArray):
         values = np.where(np.ma.getmaskarray(values), ignore_index, values.data.astype(np.int64))

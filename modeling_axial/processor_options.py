@@ -100,3 +100,9 @@ def per_channel(value: Any, name: str, num_channels: int, positive: bool = False
     if not np.isfinite(numbers).all() or (positive and (numbers <= 0).any()):
         raise ValueError(f"{name} must be finite{' and greater than 0' if positive else ''}, got {value!r}")
     return tuple(numbers.tolist())
+
+
+def one_or_per_channel(value: Any, name: str, num_channels: int, positive: bool = False) -> float | tuple[float, ...]:
+    """As `per_channel`, but one number stays one, as it is kept in a file."""
+    numbers = per_channel(value, name, num_channels, positive)
+    return numbers[0] if np.ndim(value) == 0 else numbers

@@ -8,7 +8,7 @@ import pytest
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from modeling_axial.processor_options import StrictOptions, lengths, per_channel, whole_number
+from modeling_axial.processor_options import StrictOptions, lengths, one_or_per_channel, per_channel, whole_number
 
 
 def test_whole_numbers():
@@ -37,6 +37,15 @@ def test_numbers_per_channel():
     for value in (0, [1.0, -1.0]):
         with pytest.raises(ValueError, match="image_std must be finite and greater than 0"):
             per_channel(value, "image_std", 2, positive=True)
+
+
+def test_one_number_stays_one():
+    assert one_or_per_channel(2, "image_mean", 3) == 2.0
+    assert one_or_per_channel([2], "image_mean", 1) == (2.0,)
+    with pytest.raises(ValueError, match="image_mean must"):
+        one_or_per_channel([2], "image_mean", 3)
+    with pytest.raises(ValueError, match="image_std must be finite and greater than 0"):
+        one_or_per_channel(0, "image_std", 3, positive=True)
 
 
 class Processor(StrictOptions, BaseImageProcessor):
