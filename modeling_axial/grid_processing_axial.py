@@ -279,7 +279,7 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
 
-    def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:
+    def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:  # pyrefly: ignore[bad-override]  as `preprocess`
         """All options, checked, in the form in which they are kept."""
         options["patch_size"] = patch = lengths(options["patch_size"], "patch_size")
         options["num_channels"] = num_channels = whole_number(options["num_channels"], "num_channels")
@@ -381,7 +381,7 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
 
         fill = 0.0 if options.do_normalize else options.image_mean
         values, valid = self._normalised(grids, shape, *self._scale(options), fill, options)
-        mask = cells_in_use(valid.any(1), options.patch_size)
+        mask = cells_in_use(np.asarray(valid.any(1)), options.patch_size)
         for grid, cells in zip(grids, mask, strict=True):
             if not cells.any():
                 raise ValueError(f"{grid.name} has missing values only")

@@ -224,12 +224,14 @@ class AxialImageProcessor(StrictOptions, PilBackend):
 
     num_channels = 3
     do_resize = True
-    size = {"height": 224, "width": 224}
+    size: Any = {"height": 224, "width": 224}  # of an instance, a SizeDict
     resample = PILImageResampling.BILINEAR
     do_rescale = True
     do_normalize = True
     image_mean = 0.5
     image_std = 0.5
+    do_center_crop: bool | None = None
+    do_pad: bool | None = None
     ignore_index = 255
 
     def __init__(self, **kwargs: Unpack[AxialImageProcessorKwargs]):
@@ -264,7 +266,7 @@ class AxialImageProcessor(StrictOptions, PilBackend):
     ) -> BatchFeature:
         return super().preprocess(images, segmentation_maps, **kwargs)
 
-    def _preprocess_image_like_inputs(
+    def _preprocess_image_like_inputs(  # pyrefly: ignore[bad-override]  as above
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None = None,
@@ -296,8 +298,13 @@ class AxialImageProcessor(StrictOptions, PilBackend):
                 raise ValueError(
                     "do_pad needs patch_size, the model's patch (height, width), for the mask of its cells"
                 )
+            least = None
+            if pad_size is not None:
+                if pad_size.height is None or pad_size.width is None:
+                    raise ValueError(f"pad_size must be {{height, width}}, got {dict(pad_size)}")
+                least = pad_size.height, pad_size.width
             shapes = [picture.shape[1:] for picture in values]
-            target = padded_shape(shapes, patch_size, (pad_size.height, pad_size.width) if pad_size else None)
+            target = padded_shape(shapes, patch_size, least)
             data["pixel_values"] = [pad_end(picture, target, 0) for picture in values]
             there = np.stack([pad_end(np.ones(shape, bool), target, False) for shape in shapes])
             data["attention_mask"] = list(cells_in_use(there, patch_size))

@@ -107,7 +107,8 @@ def cells_in_use(pixels: np.ndarray, patch: Sequence[int]) -> np.ndarray:
     """Boolean (B, *pixels) -> (B, *grid): True where any pixel of the patch is."""
     for axis, side in enumerate(patch):
         shape = pixels.shape
-        pixels = pixels.reshape(*shape[: axis + 1], shape[axis + 1] // side, side, *shape[axis + 2 :]).any(axis + 2)
+        patches = pixels.reshape(*shape[: axis + 1], shape[axis + 1] // side, side, *shape[axis + 2 :])
+        pixels = np.asarray(patches.any(axis + 2))
     return pixels
 
 

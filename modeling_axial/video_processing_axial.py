@@ -147,7 +147,7 @@ class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
 
-    def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:
+    def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:  # pyrefly: ignore[bad-override]  as `preprocess`
         """All options, checked, in the form in which they are kept."""
         if options["num_frames"] is not None:
             options["num_frames"] = whole_number(options["num_frames"], "num_frames")
@@ -165,15 +165,14 @@ class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
     def _parts(options: SimpleNamespace) -> tuple[AxialImageProcessor, AxialGridProcessor]:
         """What makes pictures of frames, 8 bits each, and what makes a batch of those."""
         pictures = AxialImageProcessor(num_channels=options.num_channels, size=options.size)
-        scale = (options.image_mean, options.image_std) if options.do_normalize else (0.0, 1.0)
-        names = zip(("image_mean", "image_std"), scale, strict=True)
-        numbers = {name: per_channel(value, name, pictures.num_channels) for name, value in names}
+        mean, deviation = (options.image_mean, options.image_std) if options.do_normalize else (0.0, 1.0)
         grids = AxialGridProcessor(
             num_channels=pictures.num_channels,
+            image_mean=[255 * number for number in per_channel(mean, "image_mean", pictures.num_channels)],
+            image_std=[255 * number for number in per_channel(deviation, "image_std", pictures.num_channels, True)],
             patch_size=options.patch_size,
             do_pad=options.do_pad,
             pad_size=options.pad_size,
-            **{name: [255 * number for number in value] for name, value in numbers.items()},
         )
         return pictures, grids
 

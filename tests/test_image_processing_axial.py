@@ -12,11 +12,11 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import ExifTags, Image, ImageFile
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, pipeline
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from modeling_axial import AxialConfig, AxialModel, image_processing_axial
+from modeling_axial import AxialConfig, AxialModel, AxialPreTrainedModel, image_processing_axial
 from modeling_axial.image_processing_axial import FORMATS, MAX_PIXELS, AxialImageProcessor, read_image, to_uint8
 
 HEIGHT, WIDTH = 11, 7
@@ -704,6 +704,8 @@ def test_bad_maps_and_paddings():
         processor(NOISE, do_pad=True)
     with pytest.raises(ValueError, match=r"pad_size \(9, 9\) is smaller than sample 0 of the batch, \(11, 7\)"):
         processor(NOISE, do_pad=True, patch_size=3, pad_size={"height": 9, "width": 9})
+    with pytest.raises(ValueError, match="pad_size must be .height, width., got .*shortest_edge"):
+        processor(NOISE, do_pad=True, patch_size=3, pad_size={"shortest_edge": 9})
     for options, message in (
         ({"patch_size": [2, 3, 5]}, "patch_size of pictures is .height, width."),
         ({"patch_size": [2, 0]}, "patch_size must be an int of at least 1, got 0"),
@@ -753,6 +755,33 @@ def test_padding_is_cut_off_before_logits_are_resized(options):
         expected = torch.nn.functional.interpolate(planes(*shape)[None], size, mode="bilinear")[0]
         torch.testing.assert_close(result.segmentation_scores, expected)
         assert result.segmentation.shape == size
+
+
+class Segmenter(AxialPreTrainedModel):
+    """Labels of pixels are their brightest channels; what stands in the padding would be a fourth label."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.post_init()
+
+    def forward(self, pixel_values, attention_mask=None):
+        padding = (pixel_values == 0).all(1, keepdim=True) * 18.0 - 9.0
+        return SemanticSegmenterOutput(logits=self.weight * torch.cat([pixel_values, padding], 1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"do_resize": False}, {"do_resize": False, "do_pad": True, "patch_size": 5}], ids=str
+)
+def test_pipeline_of_segmentation(options):
+    model = Segmenter(AxialConfig(id2label={0: "red", 1: "green", 2: "blue", 3: "padding"}))
+    segment = pipeline("image-segmentation", model=model, image_processor=AxialImageProcessor(**options))
+    shades = np.tile(np.arange(256, dtype=np.uint8), (HEIGHT, WIDTH, 1))  # no two channels of a pixel are equal
+    picture = np.random.default_rng(6).permuted(shades, axis=-1)[..., :3]
+    found = {part["label"]: np.asarray(part["mask"]) for part in segment(Image.fromarray(picture))}
+    for label, name in enumerate(("red", "green", "blue")):
+        np.testing.assert_array_equal(found.pop(name), (picture.argmax(-1) == label) * 255)
+    assert not found
 
 
 def test_bad_logits():
@@ -812,7 +841,7 @@ def test_saved_file_holds_the_choices_and_nothing_of_this_machine(tmp_path):
 LOAD_AND_SAVE_AGAIN = """
 import sys
 import numpy as np
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, pipeline
 
 folder, picture, result, again = sys.argv[1:]
 values = []

@@ -18,7 +18,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_axial import AxialConfig, AxialForImageClassification, AxialModel
 from modeling_axial import modeling_axial as modeling_file
+from modeling_axial.grid_processing_axial import AxialGridProcessor
 from modeling_axial.image_processing_axial import AxialImageProcessor
+from modeling_axial.video_processing_axial import AxialVideoProcessor
 from tests import ranks
 
 HEAD = "AutoModelForImageClassification"
@@ -129,6 +131,8 @@ def test_closed_set_is_what_a_model_needs():
         "modeling_axial.py",
         "modeling_axial_heads.py",
         "image_processing_axial.py",
+        "grid_processing_axial.py",
+        "video_processing_axial.py",
     } <= {path.name for path in CLOSED_SET}
     assert len({path.name for path in CLOSED_SET}) == len(CLOSED_SET)
 
@@ -234,6 +238,59 @@ print("equal")
     names = ["image_processing_axial.py", "preprocessor_config.json", "processor_arrays.py", "processor_options.py"]
     for folder in ("first", "second", "third"):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+
+
+ARRAY = torch.randn(2, 7, 11, 13, generator=torch.Generator().manual_seed(3))
+PROCESSORS = {
+    "grid": (
+        lambda: AxialGridProcessor(patch_size=[2, 3, 5], num_channels=2, add_validity_channel=True).fit(ARRAY),
+        torch.where(ARRAY > 1, torch.nan, ARRAY),
+    ),
+    "video": (
+        lambda: AxialVideoProcessor(
+            num_frames=3, size={"height": 9, "width": 10}, num_channels=1, patch_size=[2, 3, 5]
+        ),
+        ARRAY[0, :, None].sigmoid(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_processors_of_grids_open_and_are_saved_again(kind, run_python, tmp_path):
+    code = """
+import sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor
+folder, tensors, again = sys.argv[1:]
+tensors = load_file(tensors)
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+inputs = processor(tensors.pop("array"), return_tensors="pt")
+assert set(inputs) == set(tensors)
+assert all(torch.equal(inputs[name], expected) for name, expected in tensors.items())
+processor.save_pretrained(again)
+print("equal")
+"""
+    make, array = PROCESSORS[kind]
+    processor = make()
+    inputs = processor(array, return_tensors="pt")
+    save_file({"array": array, **{k: v.contiguous() for k, v in inputs.items()}}, tmp_path / "expected.safetensors")
+    processor.save_pretrained(tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    for folder, again in (("moved", "second"), ("second", "third")):
+        arguments = (tmp_path / folder, tmp_path / "expected.safetensors", tmp_path / again)
+        assert "equal" in run_python(code, *arguments).stdout
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("moved", "third")]
+    assert files[0] == files[1] and f"{kind}_processing_axial.py" in files[0]
+
+
+def test_processors_beside_a_model_share_its_files(head_checkpoint, tmp_path):
+    """Whichever is saved last, the folder holds the code of both."""
+    folder = shutil.copytree(head_checkpoint[0], tmp_path / "both")
+    for make, _ in PROCESSORS.values():
+        make().save_pretrained(folder)
+        assert_whole(folder)
 
 
 def test_pipeline_from_a_bare_folder(processor, pictures, run_python, tmp_path):
