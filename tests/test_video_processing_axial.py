@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, pipeline
+from transformers.modeling_outputs import ImageClassifierOutput
 
-from modeling_axial import AxialConfig, AxialImageProcessor, AxialModel, AxialVideoProcessor
+from modeling_axial import AxialConfig, AxialImageProcessor, AxialModel, AxialPreTrainedModel, AxialVideoProcessor
 from modeling_axial.video_processing_axial import sampled_frames
 from tests.lazy_array import LazyArray, Sealed
 
@@ -137,6 +138,35 @@ def test_clips_of_different_lengths_and_sizes_are_padded():
             torch.testing.assert_close(pooled, alone)
     fixed = processor(clips, pad_size=[10, 20, 30])
     assert fixed.pixel_values.shape == (3, 10, 3, 21, 30)
+
+
+class Classifier(AxialPreTrainedModel):
+    """Labels of clips are their brightest channels."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.post_init()
+
+    def forward(self, pixel_values, attention_mask=None):
+        assert pixel_values.shape == (1, 4, 3, 9, 10) and attention_mask.shape == (1, 2, 3, 2)
+        return ImageClassifierOutput(logits=self.weight * pixel_values.mean((1, 3, 4)))
+
+
+def test_pipeline_of_clips(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(tmp_path / "clip.avi", "w") as container:
+        stream = container.add_stream("mjpeg", rate=25, width=16, height=16, pix_fmt="yuvj420p")
+        for color in 4 * [(20, 250, 100)] + 4 * [(250, 20, 20)]:
+            frame = np.broadcast_to(np.array(color, np.uint8), (16, 16, 3)).copy()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    model = Classifier(AxialConfig(id2label={0: "red", 1: "green", 2: "blue"}))
+    processor = AxialVideoProcessor(size={"height": 9, "width": 10}, patch_size=PATCH)
+    classify = pipeline("video-classification", model=model, image_processor=processor, num_frames=4)
+    scores = {found["label"]: found["score"] for found in classify(str(tmp_path / "clip.avi"))}
+    expected = torch.tensor([20, 250, 100.0]).div(127.5).sub(1).softmax(0)
+    assert [scores["red"], scores["green"], scores["blue"]] == pytest.approx(expected.tolist(), abs=0.02)
 
 
 # kind: (clips, options, message)
