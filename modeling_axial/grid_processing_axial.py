@@ -14,10 +14,12 @@ from transformers.processing_utils import Unpack
 
 from .processor_arrays import (
     cells_in_use,
+    check_count,
     check_maps,
     check_size,
     describe,
     describe_labels,
+    is_array,
     pad_end,
     padded_shape,
     pixels_of_cells,
@@ -62,17 +64,20 @@ class Grid:
         return values
 
 
-def check_batch(arrays: Any, name: str) -> None:
+def check_batch(arrays: Any, name: str, batch_rank: int) -> None:
     """Raises ValueError for one array, or a batch in one, that is too large to be held."""
-    if hasattr(arrays, "shape") and hasattr(arrays, "dtype"):
-        check_size(describe(arrays, name)[0], name)
+    if is_array(arrays):
+        shape, _ = describe(arrays, name)
+        check_size(shape, name)
+        if len(shape) == batch_rank:
+            check_count(shape[0], name)
 
 
 def samples(arrays: Any, name: str, batch_rank: int) -> Iterator[Any]:
     """The samples of one array or mapping, of a batch of `batch_rank` dims, or of an iterable, nothing being read."""
     if isinstance(arrays, Mapping):
         yield arrays
-    elif hasattr(arrays, "shape") and hasattr(arrays, "dtype"):
+    elif is_array(arrays):
         if len(arrays.shape) != batch_rank:
             yield arrays
         else:
@@ -138,14 +143,13 @@ def valid_pixels(values: np.ndarray, name: str, options: SimpleNamespace) -> np.
     valid = ~np.ma.getmaskarray(values)
     if options.missing_value is not None:
         valid &= data != options.missing_value
-    if data.dtype.kind == "f":
-        valid &= ~np.isnan(data)
-        infinite = valid & np.isinf(data)
-        if infinite.any():
-            raise ValueError(
-                f"{name} holds {infinite.sum()} infinite values, the first at {first_index(infinite)}; values that are "
-                "missing are NaN, masked, or missing_value"
-            )
+    valid &= ~np.isnan(data)
+    infinite = valid & np.isinf(data)
+    if infinite.any():
+        raise ValueError(
+            f"{name} holds {infinite.sum()} infinite values, the first at {first_index(infinite)}; values that are "
+            "missing are NaN, masked, or missing_value"
+        )
     if not options.do_mask_missing and not valid.all():
         raise ValueError(
             f"{name} lacks {(~valid).sum()} values, the first at {first_index(~valid)}, and do_mask_missing is False"
@@ -366,7 +370,7 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
         `return_tensors`: "pt" or "np".
         """
         options = self._options(**kwargs)
-        check_batch(images, "images")
+        check_batch(images, "images", len(options.patch_size) + 2)
         grids = list(self._grids(images, "images", options.num_channels, options))
         if not grids:
             raise ValueError("no array given; the processor needs at least one")
@@ -422,7 +426,7 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
     def _pairs(self, grids: list[Grid], targets: Any, shape: tuple[int, ...], options: SimpleNamespace) -> list[Grid]:
         num_channels = len(self._target_scale(options)[0])
         check_size((len(grids), num_channels, *shape), "the targets")
-        check_batch(targets, "targets")
+        check_batch(targets, "targets", len(options.patch_size) + 2)
         pairs = list(self._grids(targets, "targets", num_channels, options))
         if len(pairs) != len(grids):
             raise ValueError(f"{len(grids)} arrays have {len(pairs)} targets; give one for each")
@@ -434,7 +438,7 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
     def _maps(self, grids: list[Grid], maps: Any) -> tuple[list[str], list[Any]]:
         """(names, maps), by their shapes one for each grid."""
         num_axes = len(grids[0].pixels)
-        check_batch(maps, "segmentation_maps")
+        check_batch(maps, "segmentation_maps", num_axes + 1)
         maps = list(samples(maps, "segmentation_maps", num_axes + 1))
         if len(maps) != len(grids):
             raise ValueError(f"{len(grids)} arrays have {len(maps)} segmentation_maps; give one for each")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 MAX_VALUES = 2**31  # of one batch, 8 GiB in float32; no larger one is made
+MAX_SAMPLES = 2**16
 DESCRIPTIONS_OF_KINDS = {
     "c": "complex numbers; give the real and the imaginary part as two channels",
     "O": "objects; give the array one numeric dtype",
@@ -24,13 +25,17 @@ DESCRIPTIONS_OF_KINDS = {
 }
 
 
+def is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
 def describe(array: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """(shape, dtype as numpy's) of an array of real numbers, without reading it.
 
     Raises:
         ValueError: no array, no or too many values, or a dtype that is no real number.
     """
-    if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+    if not is_array(array):
         raise ValueError(f"{name} must be an array (shape and dtype), got {type(array).__name__}; read files first")
     dtype = array.dtype
     if isinstance(dtype, torch.dtype):
@@ -59,6 +64,12 @@ def check_size(shape: Sequence[int], name: str) -> None:
             f"{name} would hold {math.prod(shape)} values, shape {tuple(shape)}; at most {MAX_VALUES} are taken at "
             "once: give crops, or fewer at a time"
         )
+
+
+def check_count(number: int, name: str) -> None:
+    """Raises ValueError for more than `MAX_SAMPLES` samples."""
+    if number > MAX_SAMPLES:
+        raise ValueError(f"{name} has {number} samples; at most {MAX_SAMPLES} are taken at once")
 
 
 def read(array: Any, name: str) -> np.ndarray:

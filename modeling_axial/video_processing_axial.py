@@ -1,12 +1,11 @@
 """Decoded clips -> pixel_values: frames are sampled, brought to one size and kind as pictures, padded as a grid."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
@@ -14,22 +13,18 @@ from transformers.processing_utils import Unpack
 
 from .grid_processing_axial import AxialGridProcessor
 from .image_processing_axial import MAX_PIXELS, AxialImageProcessor
-from .processor_arrays import check_size, describe, read
+from .processor_arrays import check_count, check_size, describe, is_array, read
 from .processor_options import StrictOptions, one_or_per_channel, per_channel, whole_number
 
 
-def sampled_frames(num_frames: int, wanted: int | None) -> list[int]:
+def sampled_frames(num_frames: int, wanted: int | None) -> Sequence[int]:
     """Which of `num_frames` frames are taken: the middle one of each of `wanted` equal parts of the clip, in order.
 
     All, where no more than that are there or none are `wanted`: no frame is taken twice.
     """
     if wanted is None or num_frames <= wanted:
-        return list(range(num_frames))
+        return range(num_frames)
     return [(2 * part + 1) * num_frames // (2 * wanted) for part in range(wanted)]
-
-
-def is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def is_picture(value: Any) -> bool:
@@ -45,15 +40,19 @@ def split_clips(clips: Any) -> list[Any]:
                 "a clip must be (frames, height, width, channels) or (frames, channels, height, width), a batch of "
                 f"clips one dim more, or a list of frames; got an array of shape {tuple(clips.shape)}"
             )
-        return [clips] if len(clips.shape) == 4 else [clips[i] for i in range(describe(clips, "clips")[0][0])]
+        if len(clips.shape) == 4:
+            return [clips]
+        num_clips = describe(clips, "clips")[0][0]
+        check_count(num_clips, "clips")
+        return [clips[i] for i in range(num_clips)]
     if isinstance(clips, str | bytes) or not isinstance(clips, Iterable):
         raise ValueError(f"clips must be arrays or lists of frames, got {type(clips).__name__}; decode files first")
     clips = list(clips)
     return [clips] if clips and is_picture(clips[0]) else clips
 
 
-def frames_of(clip: Any, name: str, wanted: int | None) -> list[Any]:
-    """The sampled frames of one clip, described and not read.
+def check_clip(clip: Any, name: str, wanted: int | None) -> Sequence[int]:
+    """Which frames are sampled of one clip, whose frames are described and not read.
 
     Raises:
         ValueError: no clip, no frames, frames of different shapes, too large, or that are no pictures.
@@ -62,28 +61,36 @@ def frames_of(clip: Any, name: str, wanted: int | None) -> list[Any]:
         shape, _ = describe(clip, name)
         if len(shape) != 4:
             raise ValueError(f"{name} must have 4 dims, the frames first, got shape {shape}")
-        num_frames = shape[0]
+        sampled, shapes = sampled_frames(shape[0], wanted), {shape[1:]}
     elif isinstance(clip, list | tuple):
-        num_frames = len(clip)
+        if not clip:
+            raise ValueError(f"{name} has no frames; a clip has at least one")
+        sampled = sampled_frames(len(clip), wanted)
+        shapes = {describe_frame(clip[i], f"{name}, frame {i}") for i in sampled}
     else:
         raise ValueError(f"{name} must be an array or a list of frames, got {type(clip).__name__}; decode files first")
-    if not num_frames:
-        raise ValueError(f"{name} has no frames; a clip has at least one")
+    if len(shapes) > 1:
+        raise ValueError(f"{name} must have frames of one shape, got {sorted(shapes)}")
+    shape = shapes.pop()
+    if math.prod(shape) > 4 * MAX_PIXELS:  # of up to 4 channels
+        raise ValueError(f"{name} has frames of shape {shape}, beyond {MAX_PIXELS} pixels")
+    return sampled
+
+
+def describe_frame(frame: Any, name: str) -> tuple[int, ...]:
+    if not is_picture(frame):
+        got = f"shape {tuple(frame.shape)}" if is_array(frame) else type(frame).__name__
+        raise ValueError(f"{name} must be a picture of PIL or an array of 2 or 3 dims, got {got}")
+    return describe(frame, name)[0] if is_array(frame) else (frame.height, frame.width)
+
+
+def read_frame(clip: Any, number: int, name: str) -> Any:
+    """The frame as `AxialImageProcessor` takes it."""
     try:
-        frames = [clip[i] for i in sampled_frames(num_frames, wanted)]
+        frame = clip[number]
     except IndexError as error:
-        raise ValueError(f"{name} announces {num_frames} frames, but holds fewer; its source is damaged") from error
-    shapes = []
-    for i, frame in enumerate(frames):
-        if not is_picture(frame):
-            got = f"shape {tuple(frame.shape)}" if is_array(frame) else type(frame).__name__
-            raise ValueError(f"{name} must have pictures of PIL or arrays of 2 or 3 dims as its frames, got {got}")
-        shapes.append(describe(frame, f"{name}, frame {i}")[0] if is_array(frame) else (frame.height, frame.width))
-    if len(set(shapes)) > 1:
-        raise ValueError(f"{name} must have frames of one shape, got {sorted(set(shapes))}")
-    if math.prod(shapes[0][-3:]) > 4 * MAX_PIXELS:  # of up to 4 channels
-        raise ValueError(f"{name} has frames of shape {shapes[0]}, beyond {MAX_PIXELS} pixels")
-    return frames
+        raise ValueError(f"{name} announces frame {number}, but holds fewer; its source is damaged") from error
+    return read(frame, f"{name}, frame {number}") if is_array(frame) else frame
 
 
 class AxialVideoProcessorKwargs(TypedDict, total=False):
@@ -191,24 +198,24 @@ class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
         options = SimpleNamespace(**self._standardize_kwargs(**{**kept, **kwargs}))
         pictures, grids = self._parts(options)
         clips = split_clips(images)
-        clips = [frames_of(clip, f"clip {i}", options.num_frames) for i, clip in enumerate(clips)]
         if not clips:
             raise ValueError("no clip given; the processor needs at least one")
+        sampled = [check_clip(clip, f"clip {i}", options.num_frames) for i, clip in enumerate(clips)]
         arrays = []
-        for frames in clips:
-            clip = []
-            for frame in frames:
-                picture = pictures.process_image(
-                    frame if not is_array(frame) or isinstance(frame, torch.Tensor) else read(frame, "a frame"),
+        for i, (clip, numbers) in enumerate(zip(clips, sampled, strict=True)):
+            frames = []
+            for number in numbers:
+                frame = pictures.process_image(
+                    read_frame(clip, number, f"clip {i}"),
                     num_channels=options.num_channels,
                     input_data_format=options.input_data_format,
                 )
                 if options.do_resize:
-                    picture = pictures.resize(picture, pictures.size, options.resample)
-                if not clip:
-                    check_size((len(clips), len(frames), *picture.shape), "the clips")
-                clip.append(picture)
-            arrays.append(np.stack(clip, axis=1))  # (C, T, H, W)
+                    frame = pictures.resize(frame, pictures.size, options.resample)
+                if not frames:
+                    check_size((len(clips), len(numbers), *frame.shape), "the clips")
+                frames.append(frame)
+            arrays.append(np.stack(frames, axis=1))  # (C, T, H, W)
         batch = grids(arrays)
         batch["pixel_values"] = np.moveaxis(batch["pixel_values"], 1, 2)
         return batch.convert_to_tensors(return_tensors)

@@ -395,6 +395,7 @@ BAD_BEFORE_READING = {
     ),
     "huge once padded": ([Sealed(2, 2**25, 1, 1), Sealed(2, 1, 2**25, 1)], {}, "the batch would hold"),
     "huge batch": (Sealed(2**25, 2, 4, 6, 10), {}, "images would hold"),
+    "endless batch": (Sealed(2**28, 2, 1, 1, 1), {}, "images has 268435456 samples; at most 65536"),
     "two sizes without padding": ([Sealed(2, 4, 6, 10), Sealed(2, 4, 6, 5)], {"do_pad": False}, "must have one size"),
     "a size that the patch does not divide": (Sealed(2, 4, 6, 11), {"do_pad": False}, r"which patch_size \(2, 3, 5\)"),
     "larger than pad_size": (Sealed(2, 4, 6, 10), {"pad_size": [4, 6, 9]}, "pad_size .* is smaller than sample 0"),

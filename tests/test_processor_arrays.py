@@ -12,6 +12,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from modeling_axial import processor_arrays
 from modeling_axial.processor_arrays import (
     cells_in_use,
+    check_count,
     check_maps,
     check_size,
     describe,
@@ -89,6 +90,9 @@ def test_size(monkeypatch):
     check_size((2, 3, 5), "the batch")
     with pytest.raises(ValueError, match="the batch would hold 31 values"):
         check_size((31,), "the batch")
+    check_count(2**16, "the batch")
+    with pytest.raises(ValueError, match="the batch has 65537 samples; at most 65536"):
+        check_count(2**16 + 1, "the batch")
 
 
 def test_padded_shape():

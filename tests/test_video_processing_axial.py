@@ -21,11 +21,11 @@ PATCH = (2, 3, 5)
 
 def test_frames_that_are_sampled():
     assert sampled_frames(10, 3) == [1, 5, 8]  # the middles of 10/3, 1.67, 5 and 8.33, rounded down
-    assert sampled_frames(7, 7) == sampled_frames(7, 9) == sampled_frames(7, None) == list(range(7))
+    assert sampled_frames(7, 7) == sampled_frames(7, 9) == sampled_frames(7, None) == range(7)
     assert sampled_frames(300, 1) == [150]
     for num_frames in range(1, 40):
         for wanted in range(1, num_frames + 1):
-            frames = sampled_frames(num_frames, wanted)
+            frames = list(sampled_frames(num_frames, wanted))
             assert frames == [int(np.floor((i + 0.5) * num_frames / wanted + 1e-9)) for i in range(wanted)]
             assert len(set(frames)) == wanted and frames[-1] < num_frames
             mirrored = [num_frames - 1 - frame for frame in frames[::-1]]
@@ -182,20 +182,22 @@ BAD_BEFORE_READING = {
     "one picture": (Sealed(HEIGHT, WIDTH, 3), {}, r"a clip must be .* got an array of shape \(11, 13, 3\)"),
     "6-D": (Sealed(1, 1, 7, HEIGHT, WIDTH, 3), {}, "a clip must be"),
     "5-D in a list": ([Sealed(1, 7, HEIGHT, WIDTH, 3)], {}, "clip 0 must have 4 dims"),
-    "lists too deep": ([[[CLIP[0]]]], {}, "frames, got list"),
-    "a frame that is none": ([CLIP[0], None], {}, "as its frames, got NoneType"),
-    "a frame of 4-D": ([[CLIP[0], CLIP]], {}, r"as its frames, got shape \(7, 11, 13, 3\)"),
-    "bytes as a frame": ([[b"frame"]], {}, "as its frames, got bytes"),
+    "lists too deep": ([[[CLIP[0]]]], {}, "frame 0 must be a picture of PIL .* got list"),
+    "a frame that is none": ([CLIP[0], None], {}, "frame 1 must be a picture of PIL .* got NoneType"),
+    "a frame of 4-D": ([[CLIP[0], CLIP]], {}, r"frame 1 must be a picture .* got shape \(7, 11, 13, 3\)"),
+    "bytes as a frame": ([[b"frame"]], {}, "frame 0 must be a picture .* got bytes"),
     "frames of two sizes": ([CLIP[0], CLIP[1, :5]], {}, "frames of one shape, got .*5, 13, 3.*11, 13, 3"),
     "pictures of two sizes": ([[Image.new("L", (5, 7)), Image.new("L", (7, 5))]], {}, "frames of one shape"),
     "objects": (Sealed(7, HEIGHT, WIDTH, 3, dtype=object), {}, "objects"),
     "complex": (Sealed(7, HEIGHT, WIDTH, 3, dtype=complex), {}, "complex"),
     "text": (Sealed(7, HEIGHT, WIDTH, 3, dtype="U1"), {}, "text"),
     "huge frames": (Sealed(7, 10**5, 10**5, 3), {}, "clip 0 has frames of shape .* beyond 89478485 pixels"),
+    "huge batch": (Sealed(10**9, 1, 1, 1, 3), {}, "clips has 1000000000 samples; at most 65536"),
     "unknown option": (CLIP, {"frames": 3}, "no option 'frames': did you mean 'num_frames'"),
     "option of pictures": (CLIP, {"do_rescale": True}, "no option 'do_rescale'"),
 }
 BAD_VALUES = {
+    "endless": (LazyArray(np.broadcast_to(np.uint8(0), (10**9, 16, 16, 3))), {"num_frames": None}, "would hold"),
     "two channels": (CLIP[..., :2], {}, "a picture has 1, 3 or 4 channels"),
     "said to be first": (CLIP, {"input_data_format": "channels_first"}, "a picture has 1, 3 or 4 channels, got 11"),
     "floating point in 0 to 255": (CLIP.astype(np.float32), {}, "must lie in .0, 1."),
@@ -208,7 +210,7 @@ BAD_VALUES = {
     "truncated": (
         LazyArray(CLIP, shape=(8, HEIGHT, WIDTH, 3)),
         {"num_frames": None},
-        "announces 8 frames, but holds fewer",
+        "announces frame 7, but holds fewer",
     ),
 }
 
