@@ -298,8 +298,10 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
             if not isinstance(options[name], bool):
                 raise ValueError(f"{name} must be True or False, got {options[name]!r}")
         if options["missing_value"] is not None:
-            number = per_channel(options["missing_value"], "missing_value", 1)[0]
-            options["missing_value"] = int(options["missing_value"]) if number.is_integer() else number
+            value = options["missing_value"]
+            number = per_channel(value, "missing_value", 1)[0]
+            # An int stays one: float has not all of 64 bits.
+            options["missing_value"] = int(value) if isinstance(value, int | np.integer) else number
         if options["pad_size"] is not None:
             options["pad_size"] = lengths(options["pad_size"], "pad_size")
             if len(options["pad_size"]) != len(patch):

@@ -214,6 +214,8 @@ def test_missing_values_of_every_sort():
             np.testing.assert_array_equal(found[key], expected[key])
     whole = np.where(missing, -1, values.round(0)).astype(np.int16)
     assert processor(whole, missing_value=-1.0).attention_mask.tolist() == (~missing).tolist()
+    large = np.where(missing, 2**62 + 1, 2**62)
+    assert processor(large, missing_value=2**62 + 1).attention_mask.tolist() == (~missing).tolist()
     single = np.where(missing, -9999.9, values).astype(np.float32)
     assert processor(single, missing_value=-9999.9).attention_mask.tolist() == (~missing).tolist()
 
