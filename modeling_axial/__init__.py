@@ -7,6 +7,10 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForImageToImage,
+    AutoModelForMaskedImageModeling,
+    AutoModelForSemanticSegmentation,
+    AutoModelForVideoClassification,
 )
 
 from .attention import AxialSelfAttention, axial_attention
@@ -26,7 +30,8 @@ from .image_transformer import (
 from .layer_context import LayerContext
 from .modeling_axial import AxialModel, AxialPreTrainedModel
 from .modeling_axial_decoder import AxialForCausalImageModeling
-from .modeling_axial_heads import AxialBackbone, AxialForImageClassification
+from .modeling_axial_dense import AxialForDensePrediction, AxialForMaskedImageModeling, AxialForSemanticSegmentation
+from .modeling_axial_heads import AxialBackbone, AxialForImageClassification, AxialForVideoClassification
 from .pooling import AttentionPooling
 from .reversible import OneStream, RebuiltTwoStream, TwoStream
 from .set_attention import InducedAxialAttention
@@ -41,7 +46,11 @@ __all__ = [
     "AxialConfig",
     "AxialDecoderConfig",
     "AxialForCausalImageModeling",
+    "AxialForDensePrediction",
     "AxialForImageClassification",
+    "AxialForMaskedImageModeling",
+    "AxialForSemanticSegmentation",
+    "AxialForVideoClassification",
     "AxialGridProcessor",
     "AxialImageProcessor",
     "AxialImageTransformer",
@@ -76,6 +85,10 @@ AutoModel.register(AxialDecoderConfig, AxialForCausalImageModeling)
 AutoModel.register(AxialImageTransformerConfig, AxialImageTransformerModel)
 AutoModelForCausalLM.register(AxialDecoderConfig, AxialForCausalImageModeling)
 AutoModelForImageClassification.register(AxialConfig, AxialForImageClassification)
+AutoModelForImageToImage.register(AxialConfig, AxialForDensePrediction)
+AutoModelForMaskedImageModeling.register(AxialConfig, AxialForMaskedImageModeling)
+AutoModelForSemanticSegmentation.register(AxialConfig, AxialForSemanticSegmentation)
+AutoModelForVideoClassification.register(AxialConfig, AxialForVideoClassification)
 
 # What `save_pretrained` writes next to the weights, so that checkpoints open with trust_remote_code=True.
 AxialConfig.register_for_auto_class()
@@ -86,3 +99,7 @@ AxialModel.register_for_auto_class("AutoModel")
 AxialImageTransformerModel.register_for_auto_class("AutoModel")
 AxialForCausalImageModeling.register_for_auto_class("AutoModelForCausalLM")
 AxialForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+AxialForDensePrediction.register_for_auto_class("AutoModelForImageToImage")
+AxialForMaskedImageModeling.register_for_auto_class("AutoModelForMaskedImageModeling")
+AxialForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+AxialForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")

@@ -1,6 +1,6 @@
 """Configuration of the axial encoder models (`AxialModel` and its heads)."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -11,6 +11,7 @@ from .configuration_strict import (
     StrictConfig,
     activation_name,
     booleans,
+    fractions,
     names_or_none,
     non_negative_number,
     number_of_layers,
@@ -20,6 +21,7 @@ from .configuration_strict import (
     positive_number,
     probability,
     sums_of_names,
+    weights_or_none,
 )
 
 # How each kind of feed-forward is split over ranks; convolutions stay whole.
@@ -98,6 +100,25 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
         reversible (`bool`, defaults to `False`):
             Two-stream residual arithmetic (`y1 = x1 + f(x2)`, `y2 = x2 + g(y1)`) instead of one stream. The two are
             different functions of the same weights.
+        dense_head (`"linear"` or `"pyramid"`, defaults to `"linear"`):
+            What turns the grid into a value per pixel, in the models that give one. `"linear"`: one linear layer, patch
+            by patch. `"pyramid"`: convolutions at full and half resolution before the trunk and behind it, joined
+            across it, which small pictures need (1 to 3 axes).
+        pyramid_size (`int`, *optional*):
+            Channels of the pyramid at full resolution, half of those at half; `hidden_size // 4`, at least 1, if not
+            given.
+        semantic_loss_ignore_index (`int`, defaults to 255):
+            Label of pixels that [`AxialForSemanticSegmentation`] leaves out of its loss. -100 is left out as well.
+        class_weights (one `float` per label, *optional*):
+            Weights of the labels in the cross-entropy of [`AxialForSemanticSegmentation`].
+        dice_loss_weight (`float`, defaults to 0.0):
+            What the Dice loss counts beside the cross-entropy in [`AxialForSemanticSegmentation`].
+        num_target_channels (`int`, defaults to 1):
+            Numbers per pixel that [`AxialForDensePrediction`] predicts.
+        prediction_loss (`"squared"`, `"absolute"` or `"quantile"`, defaults to `"squared"`):
+            Error of [`AxialForDensePrediction`]. `"quantile"` predicts each of `quantiles`.
+        quantiles (one or more `float` between 0 and 1, defaults to `[0.1, 0.5, 0.9]`):
+            Quantiles of `prediction_loss="quantile"`.
         out_features, out_indices (`list[str]`, `list[int]`, *optional*):
             Which feature maps [`AxialBackbone`] returns, by name or by number in `stage_names` (`"stem"`, the
             embeddings, then `"stage1"`, `"stage2"`, ... for the layers); either follows from the other. Not given: the
@@ -114,6 +135,8 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
         "layers.*": "free_full_weight",
         "norm": "keep_full_weight",
     }
+
+    derived_fields: ClassVar[tuple[str, ...]] = (*StrictConfig.derived_fields, "pyramid_size")
 
     image_size: int | list[int] | tuple[int, ...] = positive_lengths(default=224)
     patch_size: int | list[int] | tuple[int, ...] = positive_lengths(default=16)
@@ -135,6 +158,14 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     pooling: Literal["mean", "attention"] = "mean"
     num_pooling_seeds: int = positive_int(default=1)
     reversible: bool = False
+    dense_head: Literal["linear", "pyramid"] = "linear"
+    pyramid_size: DerivedInt = positive_int(default=None)
+    semantic_loss_ignore_index: int = 255
+    class_weights: list[float | int] | tuple[float | int, ...] | None = weights_or_none(default=None)
+    dice_loss_weight: float | int = non_negative_number(default=0.0)
+    num_target_channels: int = positive_int(default=1)
+    prediction_loss: Literal["squared", "absolute", "quantile"] = "squared"
+    quantiles: list[float | int] | tuple[float | int, ...] = fractions(default=(0.1, 0.5, 0.9))
     qkv_bias: bool = True
     use_qk_norm: bool = False
     layer_scale_init_value: float | int | None = positive_number(default=None)
@@ -149,6 +180,9 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
     def __post_init__(self, **kwargs):
         self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         super().__post_init__(**kwargs)
+
+    def _derived_values(self) -> dict[str, int | None]:
+        return super()._derived_values() | {"pyramid_size": max(1, self.hidden_size // 4)}
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
@@ -298,4 +332,13 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             raise ValueError(
                 f'feed_forward="convolution" exists for 1 to 3 axes, patch_size={self.patch_size} has '
                 f'{self.num_axes}: use "mlp" or "gated_mlp".'
+            )
+        if self.dense_head == "pyramid" and self.num_axes > 3:
+            raise ValueError(
+                f'dense_head="pyramid" exists for 1 to 3 axes, patch_size={self.patch_size} has {self.num_axes}: use '
+                '"linear".'
+            )
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            raise ValueError(
+                f"class_weights={self.class_weights} must be one for each of the num_labels={self.num_labels} labels."
             )

@@ -78,6 +78,18 @@ def probability(value: float | int) -> None:
 
 
 @as_validated_field
+def fractions(value: list[float | int] | tuple[float | int, ...]) -> None:
+    if len(value) == 0 or not all(0 < number < 1 for number in value):
+        raise ValueError(f"must be numbers between 0 and 1, at least one, got {value}")
+
+
+@as_validated_field
+def weights_or_none(value: list[float | int] | tuple[float | int, ...] | None) -> None:
+    if value is not None and (not all(0 <= number < math.inf for number in value) or not any(value)):
+        raise ValueError(f"must be finite and not negative, and not all 0, got {value}")
+
+
+@as_validated_field
 def positive_number(value: float | int | None) -> None:
     if value is not None and not 0 < value < math.inf:
         raise ValueError(f"must be finite and greater than 0, got {value}")
@@ -139,12 +151,16 @@ class StrictConfig(PreTrainedConfig):
     # Fields that follow from others as long as they are None. They read as numbers, and are stored as None.
     derived_fields: ClassVar[tuple[str, ...]] = ("head_dim", "intermediate_size")
 
-    def _derive(self, names: Iterable[str]) -> None:
+    def _derived_values(self) -> dict[str, int | None]:
+        """What each of `derived_fields` follows to; None where it must be given."""
         heads_fit = self.hidden_size % self.num_attention_heads == 0
-        values = {
+        return {
             "head_dim": self.hidden_size // self.num_attention_heads if heads_fit else None,
             "intermediate_size": 4 * self.hidden_size,
         }
+
+    def _derive(self, names: Iterable[str]) -> None:
+        values = self._derived_values()
         for name in names:
             super().__setattr__(name, values[name])
 

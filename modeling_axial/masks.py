@@ -4,6 +4,8 @@ What is not there is set to zero where content meets a mask (pixels, keys and va
 weighted by zero: 0 · NaN is NaN.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch._subclasses.fake_tensor import is_fake
 
@@ -60,6 +62,15 @@ def clear_masked(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     if mask is None:
         return states
     return states.masked_fill(~mask[(..., *[None] * (states.dim() - mask.dim()))], 0.0)
+
+
+def repeat_mask(mask: torch.Tensor | None, factors: Sequence[int]) -> torch.Tensor | None:
+    """The mask (B, *grid) on a finer grid, of `factors` cells along each axis for each cell of the first."""
+    if mask is None:
+        return None
+    for axis, factor in enumerate(factors):
+        mask = mask.repeat_interleave(factor, dim=1 + axis)
+    return mask
 
 
 def bounding_box(mask: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -15,7 +15,7 @@ from .axial_layer import MIXER_CLASSES, AxialLayer, run_layers
 from .configuration_axial import AxialConfig
 from .forward_keywords import records_outputs, refuse_unknown_keywords
 from .layer_context import LayerContext
-from .masks import grid_mask
+from .masks import clear_masked, grid_mask
 from .patch_embeddings import AxialPatchEmbeddings
 from .pooling import POOLING_CLASSES, AttentionPooling
 from .position_embeddings import (
@@ -38,6 +38,10 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_axial_heads.AxialBackbone",
     "AutoModel": "modeling_axial.AxialModel",
     "AutoModelForImageClassification": "modeling_axial_heads.AxialForImageClassification",
+    "AutoModelForImageToImage": "modeling_axial_dense.AxialForDensePrediction",
+    "AutoModelForMaskedImageModeling": "modeling_axial_dense.AxialForMaskedImageModeling",
+    "AutoModelForSemanticSegmentation": "modeling_axial_dense.AxialForSemanticSegmentation",
+    "AutoModelForVideoClassification": "modeling_axial_heads.AxialForVideoClassification",
 }
 
 
@@ -45,16 +49,18 @@ def _files_that_travel():
     """Never called. transformers finds the files that a checkpoint needs by scanning for relative imports, and these
     are needed by AUTO_MAP without being imported by this file."""
     from .image_processing_axial import AxialImageProcessor
+    from .modeling_axial_dense import AxialForSemanticSegmentation
     from .modeling_axial_heads import AxialForImageClassification
     from .video_processing_axial import AxialVideoProcessor
 
-    return AxialImageProcessor, AxialForImageClassification, AxialVideoProcessor
+    return AxialImageProcessor, AxialForImageClassification, AxialForSemanticSegmentation, AxialVideoProcessor
 
 
 class AxialEmbeddings(nn.Module):
     """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size).
 
-    `mask`: boolean (B, *grid). `cells`: for each axis, where positions come from outside.
+    `mask`: boolean (B, *grid). `cells`: for each axis, where positions come from outside. `added`: added to the patches
+    before their positions.
     """
 
     def __init__(self, config: AxialConfig):
@@ -71,8 +77,11 @@ class AxialEmbeddings(nn.Module):
         pixel_values: torch.Tensor,
         mask: torch.Tensor | None = None,
         cells: tuple[AxisCells, ...] | None = None,
+        added: torch.Tensor | None = None,
     ) -> torch.Tensor:
         hidden_states = self.patch_embeddings(pixel_values, mask)
+        if added is not None:
+            hidden_states = hidden_states + clear_masked(added, mask)
         for name in self.position_names:
             hidden_states = self.get_submodule(name)(hidden_states, mask, cells)
         return self.dropout(hidden_states)
@@ -131,7 +140,8 @@ class AxialModel(AxialPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
         position_period: Sequence[float | None] | None = None,
-        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
+        added_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  some are ours
     ) -> BaseModelOutputWithPooling:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
@@ -149,6 +159,8 @@ class AxialModel(AxialPreTrainedModel):
         position_period (one number or None for each axis, *optional*):
             With `position_ids`, for periodic axes: after how many cells the axis begins again. A grid that is shorter
             is a part of it, whose ends do not meet. By default the grid is all of the axis.
+        added_embeds (`torch.FloatTensor` of shape `(batch_size, *grid, hidden_size)`, *optional*):
+            Added to the embeddings of the patches, before positions: what else is known of each cell.
 
         Returns `last_hidden_state` `(batch_size, *grid, hidden_size)` and `pooler_output` `(batch_size, hidden_size)`,
         its mean over the grid (or what `pooling="attention"` makes of it).
@@ -169,7 +181,7 @@ class AxialModel(AxialPreTrainedModel):
             dtype = self.embeddings.patch_embeddings.projection.bias.dtype
             positions = check_position_ids(position_ids, batch_and_grid, dtype, pixel_values.device)
             cells = tuple(map(AxisCells, positions, periods))
-        hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask, cells))
+        hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask, cells, added_embeds))
         cells = cells or tuple(cells_of_axis(axis, hidden_states) for axis in axes)
         prepared = tuple(MIXER_CLASSES[axis.mixer].prepare(self.config, axis, cells[axis.axis]) for axis in axes)
         cropped_axes = tuple(axis.axis for axis in axes if axis.periodic and not cells[axis.axis].wraps)

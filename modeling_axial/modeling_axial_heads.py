@@ -86,10 +86,48 @@ class AxialForImageClassification(AxialPreTrainedModel):
         )
 
 
+@auto_docstring(custom_intro="Class logits of clips: `AxialForImageClassification` for pixels as transformers' videos.")
+class AxialForVideoClassification(AxialForImageClassification):
+    def __init__(self, config: AxialConfig):
+        if config.num_axes != 3:
+            raise ValueError(
+                f"clips have 3 axes (time, height, width), but patch_size={config.patch_size} has {config.num_axes}."
+            )
+        super().__init__(config)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
+    ) -> ImageClassifierOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            One clip each, any size that `patch_size` divides. All other models here have the channels in front of the
+            frames.
+        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+            True (or 1) for cells to use, False for padding.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            As in [`AxialForImageClassification`].
+        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+            Where the cells lie along the axis, in cells; see [`AxialModel`].
+        """
+        if pixel_values.dim() != 5 or pixel_values.shape[2] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must be (batch, frames, num_channels={self.config.num_channels}, height, width), got "
+                f"shape {tuple(pixel_values.shape)}."
+            )
+        return super().forward(pixel_values.movedim(2, 1), attention_mask, labels, position_ids, **kwargs)
+
+
 @auto_docstring(custom_intro="The axial trunk as a backbone: one map of features for each chosen layer.")
 class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
-    # A backbone pools nothing, and opens the checkpoints of models that do.
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\.", r"^classifier\."]
+    # A backbone pools nothing, and opens the checkpoints of models that do, and of all that have a head.
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\.", r"^(classifier|dense_head|mask_token|pixel_\w+)\."]
 
     def __init__(self, config: AxialConfig):
         super().__init__(config)

@@ -35,6 +35,19 @@ class AxialPatchEmbeddings(nn.Module):
         Raises:
             ValueError: for a wrong rank, number of channels, integer pixels, or a size that the patch does not divide.
         """
+        self.check(pixel_values)
+        shape = tuple(pixel_values.shape)
+        for axis, (pixels, patch) in enumerate(zip(pixel_values.shape[2:], self.patch_shape, strict=True)):
+            if pixels == 0 or pixels % patch:
+                raise ValueError(
+                    f"pixel_values have {pixels} pixels along axis {axis}, which must be a positive multiple of the "
+                    f"patch, {patch}: resize or pad (shape {shape}, patch {self.patch_shape})."
+                )
+        patches = zip(shape[2:], self.patch_shape, strict=True)
+        return shape[0], *(pixels // patch for pixels, patch in patches)
+
+    def check(self, pixel_values: torch.Tensor) -> None:
+        """Raises `ValueError` for a wrong rank, number of channels, or integer pixels, of any size."""
         shape = tuple(pixel_values.shape)
         if pixel_values.dim() != 2 + len(self.patch_shape):
             raise ValueError(
@@ -50,11 +63,3 @@ class AxialPatchEmbeddings(nn.Module):
                 f"pixel_values must be floating point, got {pixel_values.dtype}: scale and normalise the pixels first, "
                 "as AxialImageProcessor does."
             )
-        for axis, (pixels, patch) in enumerate(zip(pixel_values.shape[2:], self.patch_shape, strict=True)):
-            if pixels == 0 or pixels % patch:
-                raise ValueError(
-                    f"pixel_values have {pixels} pixels along axis {axis}, which must be a positive multiple of the "
-                    f"patch, {patch}: resize or pad (shape {shape}, patch {self.patch_shape})."
-                )
-        patches = zip(shape[2:], self.patch_shape, strict=True)
-        return shape[0], *(pixels // patch for pixels, patch in patches)

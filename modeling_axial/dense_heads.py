@@ -1,0 +1,118 @@
+"""From the grid of a trunk to the features that numbers for each pixel are made of.
+
+A head is made of a configuration. `before_trunk(pixel_values, mask)` sees the pixels (B, C, *pixels) first: it returns
+what is to be added to the embeddings of the patches (or None), and the states that it keeps for itself. Behind the
+trunk `forward(hidden_states, mask, kept)` gets these back, and makes (B, *cells, output_size) of (B, *grid,
+hidden_size), where a cell stands for `output_shape` pixels along each axis. `mask`: boolean (B, *grid), or None; what
+is False there, nothing reads. Pixels are those of whole patches, in the dtype of the model.
+"""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .configuration_axial import AxialConfig
+from .grid import patchify, unpatchify
+from .masks import clear_masked, repeat_mask
+from .reversible import in_full_under_autocast
+
+
+class LinearDenseHead(nn.Module):
+    """The grid as it is, for any number of axes: all pixels of a patch are linear in its cell."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.output_size, self.output_shape = config.hidden_size, config.patch_shape
+
+    def before_trunk(
+        self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
+        return None, ()
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, kept: tuple[torch.Tensor, ...] = ()
+    ) -> torch.Tensor:
+        return hidden_states
+
+
+class PyramidConvolution(nn.Module):
+    """3-wide convolution over 1 to 3 axes: (B, *grid, in_channels) -> (B, *grid, out_channels).
+
+    What lies beyond the edge, and cells that are masked, count as zeros.
+    """
+
+    def __init__(self, num_axes: int, in_channels: int, out_channels: int):
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[num_axes - 1]
+        self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.convolution(clear_masked(states, mask).movedim(-1, 1)).movedim(1, -1)
+
+
+class PyramidBlock(nn.Module):
+    """h + conv(act(conv(norm(h)))), normalised over channels, so that neither tiles nor padding change a cell."""
+
+    def __init__(self, config: AxialConfig, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.conv1 = PyramidConvolution(config.num_axes, channels, channels)
+        self.activation = ACT2FN[config.hidden_act]
+        self.conv2 = PyramidConvolution(config.num_axes, channels, channels)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return states + self.conv2(self.activation(self.conv1(self.norm(states), mask)), mask)
+
+
+class PyramidDenseHead(nn.Module):
+    """Convolutions at full and at half resolution around the trunk, which stands at the resolution of the patches.
+
+        full   = block(conv(pixels))              half   = block(down(full))        tokens += down(half)
+        half' = block(up(tokens) + half)          full' = block(up(half') + full)   output = norm(full')
+
+    The arrangement is that of the U-Net (Ronneberger et al. 2015, arXiv 1505.04597) with its skips added. Up and down
+    are linear layers on whole cells. Along an axis whose patch is odd, half resolution is full resolution.
+    """
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.output_size, self.output_shape = config.pyramid_size, (1,) * config.num_axes
+        self.patch_shape = config.patch_shape
+        self.half_shape = tuple(1 if patch % 2 else 2 for patch in self.patch_shape)  # pixels of a cell of `half`
+        self.rest_shape = tuple(patch // half for patch, half in zip(self.patch_shape, self.half_shape, strict=True))
+        full, half = config.pyramid_size, 2 * config.pyramid_size
+        full_per_half, half_per_token = (torch.Size(shape).numel() for shape in (self.half_shape, self.rest_shape))
+        self.stem = PyramidConvolution(config.num_axes, config.num_channels, full)
+        self.full_before = PyramidBlock(config, full)
+        self.full_to_half = nn.Linear(full * full_per_half, half)
+        self.half_before = PyramidBlock(config, half)
+        self.half_to_tokens = nn.Linear(half * half_per_token, config.hidden_size)
+        self.tokens_to_half = nn.Linear(config.hidden_size, half * half_per_token)
+        self.half_after = PyramidBlock(config, half)
+        self.half_to_full = nn.Linear(half, full * full_per_half)
+        self.full_after = PyramidBlock(config, full)
+        self.norm = nn.LayerNorm(full, eps=config.layer_norm_eps)
+
+    def before_trunk(
+        self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
+        of_full, of_half = repeat_mask(mask, self.patch_shape), repeat_mask(mask, self.rest_shape)
+        full = in_full_under_autocast(self.stem(pixel_values.movedim(1, -1), of_full))
+        full = self.full_before(full, of_full)
+        half = self.full_to_half(patchify(full.movedim(-1, 1), self.half_shape))
+        half = self.half_before(in_full_under_autocast(half), of_half)
+        tokens = self.half_to_tokens(patchify(half.movedim(-1, 1), self.rest_shape))
+        return tokens, (full, half)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, kept: tuple[torch.Tensor, ...] = ()
+    ) -> torch.Tensor:
+        full, half = kept
+        half = half + unpatchify(self.tokens_to_half(hidden_states), self.rest_shape).movedim(1, -1)
+        half = self.half_after(half, repeat_mask(mask, self.rest_shape))
+        full = full + unpatchify(self.half_to_full(half), self.half_shape).movedim(1, -1)
+        full = self.full_after(full, repeat_mask(mask, self.patch_shape))
+        return self.norm(full)
+
+
+DENSE_HEAD_CLASSES = {"linear": LinearDenseHead, "pyramid": PyramidDenseHead}

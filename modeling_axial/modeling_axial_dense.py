@@ -1,0 +1,317 @@
+"""Heads on AxialModel that give numbers for each pixel, for grids of any number of axes and pictures of any size.
+
+A size that the patch does not divide is padded with zeros to whole patches, and what lies there is cut off again: a
+picture gives what it gives when it is padded with zeros beforehand.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedImageModelingOutput,
+    ModelOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_axial import AxialConfig
+from .dense_heads import DENSE_HEAD_CLASSES
+from .dense_losses import in_full, numbers_per_target, prediction_loss, segmentation_loss, weighted_mean
+from .forward_keywords import refuse_unknown_keywords
+from .grid import unpatchify
+from .masks import boolean_mask, clear_masked, grid_mask, repeat_mask
+from .modeling_axial import AxialModel, AxialPreTrainedModel
+from .pooling import MeanPooling
+
+
+def pad_to_patches(pixel_values: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
+    """(B, C, *pixels) with zeros behind the end of each axis, up to whole patches."""
+    padding = []
+    for pixels, patch in zip(reversed(pixel_values.shape[2:]), reversed(patch_shape), strict=True):
+        # Not pixels + (-pixels % patch), of which the compiler does not know that the patch divides it.
+        padding += [0, (pixels + patch - 1) // patch * patch - pixels]
+    return nn.functional.pad(pixel_values, padding)
+
+
+def cut(pixels: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The last dims of a tensor, cut to the first `sizes` of each."""
+    return pixels[(..., *(slice(size) for size in sizes))]
+
+
+class AxialDensePreTrainedModel(AxialPreTrainedModel):
+    """A trunk and a dense head. What sums up the grid is not used, and is not there."""
+
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]
+
+    def __init__(self, config: AxialConfig):
+        super().__init__(config)
+        self.axial = AxialModel(config)
+        self.axial.pooler = MeanPooling(config)
+        self.dense_head = DENSE_HEAD_CLASSES[config.dense_head](config)
+
+    def make_projection(self, channels: int) -> nn.Linear:
+        """What makes so many numbers for each pixel of the features of the head. Each task has its own name for it."""
+        pixels_per_cell = torch.Size(self.dense_head.output_shape).numel()
+        return nn.Linear(self.dense_head.output_size, channels * pixels_per_cell)
+
+    def in_patches(
+        self, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Pixels of any size as whole patches, in the dtype of the model, and the mask of their cells (B, *grid).
+
+        Raises `ValueError` for pixels of another kind than this model's, and for a mask that is none of theirs.
+        """
+        embeddings = self.axial.embeddings.patch_embeddings
+        embeddings.check(pixel_values)
+        whole = pad_to_patches(pixel_values.to(embeddings.projection.bias.dtype), self.config.patch_shape)
+        batch_and_grid = embeddings.batch_and_grid(whole)
+        return whole, None if attention_mask is None else grid_mask(attention_mask, batch_and_grid)
+
+    def run(
+        self,
+        projection: nn.Module,
+        whole: torch.Tensor,
+        mask: torch.Tensor | None,
+        position_ids: Sequence[torch.Tensor] | None,
+        head_mask: torch.Tensor | None,
+        added_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
+        """The numbers for each pixel of whole patches (B, channels, *pixels), and what the trunk returns.
+
+        Both masks are boolean (B, *grid): `mask` says which cells are there, `head_mask` of which of them the head sees
+        the pixels.
+        """
+        embeds, kept = self.dense_head.before_trunk(whole, head_mask)
+        added = [term for term in (embeds, added_embeds) if term is not None]
+        outputs = self.axial(
+            whole,
+            attention_mask=mask,
+            position_ids=position_ids,
+            added_embeds=sum(added) if added else None,
+            **kwargs,
+        )
+        features = self.dense_head(outputs.last_hidden_state, mask, kept)
+        return unpatchify(projection(features), self.dense_head.output_shape), outputs
+
+    def pixel_mask(self, mask: torch.Tensor | None, sizes: Sequence[int]) -> torch.Tensor | None:
+        """The mask of cells (B, *grid) as one of pixels (B, *sizes)."""
+        of_pixels = repeat_mask(mask, self.config.patch_shape)
+        return None if of_pixels is None else cut(of_pixels, sizes)
+
+
+@auto_docstring(custom_intro="Logits of each pixel's class: a dense head on the axial trunk.")
+class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
+    def __init__(self, config: AxialConfig):
+        if config.num_labels < 2:
+            raise ValueError(
+                f"segmentation needs num_labels of at least 2, got {config.num_labels}: count the background as one."
+            )
+        super().__init__(config)
+        self.pixel_classifier = self.make_projection(config.num_labels)
+        self.loss_function = segmentation_loss
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
+    ) -> SemanticSegmenterOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+            One picture, clip or volume each, of any size: padded with zeros to whole patches, and cut again.
+        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+            True (or 1) for cells to use, False for padding. Pixels of other cells do not count in the loss.
+        labels (`torch.LongTensor` of shape `(batch_size, *pixels)`, *optional*):
+            Class of each pixel in `[0, num_labels)`, or `semantic_loss_ignore_index` or -100 where it does not count:
+            cross-entropy with `class_weights`, plus `dice_loss_weight` times the Dice loss. `Trainer` counts what is
+            not -100 when it accumulates batches; batches with other shares of `semantic_loss_ignore_index` then weigh
+            a little differently than in one.
+        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+            Where the cells lie along the axis, in cells; see [`AxialModel`].
+
+        Returns `logits` `(batch_size, num_labels, *pixels)`, of the size of `pixel_values`.
+        """
+        refuse_unknown_keywords(self, kwargs)
+        whole, mask = self.in_patches(pixel_values, attention_mask)
+        logits, outputs = self.run(self.pixel_classifier, whole, mask, position_ids, head_mask=mask, **kwargs)
+        logits = cut(logits, pixel_values.shape[2:])
+        loss = None
+        if labels is not None:
+            pixel_mask = self.pixel_mask(mask, pixel_values.shape[2:])
+            loss = self.loss_function(labels, logits, self.config, pixel_mask=pixel_mask, **kwargs)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring(custom_intro="What `AxialForDensePrediction` returns.")
+@dataclass
+class DensePredictionOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `()`, *optional*):
+        The mean error over the numbers that count; there are `labels` then.
+    prediction (`torch.FloatTensor` of shape `(batch_size, num_target_channels, *pixels)`):
+        Numbers for each pixel; with `prediction_loss="quantile"`, `(batch_size, num_target_channels, num_quantiles,
+        *pixels)`.
+    """
+
+    loss: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def reconstruction(self) -> torch.Tensor | None:
+        """The prediction, under the name that transformers' image-to-image models give theirs."""
+        return self.prediction
+
+
+@auto_docstring(custom_intro="Numbers for each pixel, such as next month's field: a dense head on the axial trunk.")
+class AxialForDensePrediction(AxialDensePreTrainedModel):
+    def __init__(self, config: AxialConfig):
+        super().__init__(config)
+        numbers = torch.Size(numbers_per_target(config)).numel()
+        self.pixel_predictor = self.make_projection(config.num_target_channels * numbers)
+        self.loss_function = prediction_loss
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        loss_mask: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
+        position_ids: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  some are ours
+    ) -> DensePredictionOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+            One picture, clip or volume each, of any size: padded with zeros to whole patches, and cut again.
+        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+            True (or 1) for cells to use, False for padding. Pixels of other cells do not count in the loss.
+        labels (`torch.FloatTensor` of shape `(batch_size, num_target_channels, *pixels)`, *optional*):
+            The numbers to predict. The loss is that of `prediction_loss`.
+        loss_mask (`torch.BoolTensor` broadcastable to `labels`, *optional*):
+            True (or 1) for numbers that count in the loss, False for those that are missing, whatever stands there.
+        loss_weights (`torch.FloatTensor` broadcastable to `labels`, *optional*):
+            What each number counts, not negative, such as the cosine of the latitude, `(1, 1, latitudes, 1)`. The loss
+            is the weighted mean.
+        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+            Where the cells lie along the axis, in cells; see [`AxialModel`].
+        """
+        refuse_unknown_keywords(self, kwargs)
+        whole, mask = self.in_patches(pixel_values, attention_mask)
+        prediction, outputs = self.run(self.pixel_predictor, whole, mask, position_ids, head_mask=mask, **kwargs)
+        targets = (self.config.num_target_channels, *numbers_per_target(self.config))
+        prediction = cut(prediction, pixel_values.shape[2:]).unflatten(1, targets)
+        loss = None
+        if labels is not None:
+            masks = {"pixel_mask": self.pixel_mask(mask, pixel_values.shape[2:]), "loss_mask": loss_mask}
+            loss = self.loss_function(labels, prediction, self.config, **masks, loss_weights=loss_weights, **kwargs)
+        return DensePredictionOutput(
+            loss=loss, prediction=prediction, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def hidden_patches(bool_masked_pos: torch.Tensor, batch_and_grid: tuple[int, ...]) -> torch.Tensor:
+    """`bool_masked_pos` as booleans (B, *grid); `ValueError` for another shape, and as in `boolean_mask`."""
+    flat = (batch_and_grid[0], torch.Size(batch_and_grid[1:]).numel())
+    if tuple(bool_masked_pos.shape) not in (batch_and_grid, flat):
+        raise ValueError(
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, but must be (batch, *grid) {batch_and_grid}, "
+            f"or (batch, patches) {flat}."
+        )
+    return boolean_mask(bool_masked_pos, "bool_masked_pos").reshape(batch_and_grid)
+
+
+class MaskToken(nn.Module):
+    """What stands for the pixels of a hidden patch: boolean (B, *grid) -> (B, *grid, hidden_size), zeros elsewhere."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[..., None] * self.token
+
+
+@auto_docstring(
+    custom_intro="Pixels of hidden patches, from those that are seen (Xie et al. 2022, SimMIM, arXiv 2111.09886)."
+)
+class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
+    def __init__(self, config: AxialConfig):
+        super().__init__(config)
+        self.pixel_decoder = self.make_projection(config.num_channels)
+        self.mask_token = MaskToken(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MaskToken):
+            init.trunc_normal_(module.token, std=self.config.initializer_range)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        position_ids: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
+    ) -> MaskedImageModelingOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+            One picture, clip or volume each, of any size: padded with zeros to whole patches, and cut again.
+        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+            True (or 1) for cells to use, False for padding, which is neither read nor to be reconstructed.
+        bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, *grid)` or `(batch_size, num_patches)`, *optional*):
+            True (or 1) for patches to hide: the model sees `mask_token` in their place, and the loss is the mean
+            absolute error of their pixels.
+        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+            Where the cells lie along the axis, in cells; see [`AxialModel`].
+
+        Returns `reconstruction` `(batch_size, num_channels, *pixels)`.
+        """
+        refuse_unknown_keywords(self, kwargs)
+        whole, mask = self.in_patches(pixel_values, attention_mask)
+        batch_and_grid = self.axial.embeddings.patch_embeddings.batch_and_grid(whole)
+        if bool_masked_pos is None:
+            hidden = torch.zeros(batch_and_grid, dtype=torch.bool, device=whole.device)
+        else:
+            hidden = hidden_patches(bool_masked_pos, batch_and_grid)
+        seen = clear_masked(whole.movedim(1, -1), repeat_mask(~hidden, self.config.patch_shape)).movedim(-1, 1)
+        head_mask, wanted = (~hidden, hidden) if mask is None else (mask & ~hidden, mask & hidden)
+        added_embeds = self.mask_token(hidden)
+        reconstruction, outputs = self.run(
+            self.pixel_decoder, seen, mask, position_ids, head_mask, added_embeds=added_embeds, **kwargs
+        )
+        reconstruction = cut(reconstruction, pixel_values.shape[2:])
+        loss = None
+        if bool_masked_pos is not None:
+            wanted = self.pixel_mask(wanted, pixel_values.shape[2:]).unsqueeze(1).expand_as(reconstruction)
+            errors = (in_full(reconstruction) - clear_masked(pixel_values, wanted)).abs()
+            loss = weighted_mean(errors, wanted.to(errors.dtype))
+        return MaskedImageModelingOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
