@@ -42,19 +42,26 @@ def pad_to_patches(pixel_values: torch.Tensor, patch_shape: tuple[int, ...]) -> 
 
 def cut(pixels: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """The last dims of a tensor, cut to the first `sizes` of each."""
+    if torch.compiler.is_exporting():  # a slice would bind the program to sizes that are whole, or that are not
+        for dim, size in zip(range(-len(sizes), 0), sizes, strict=True):
+            pixels = pixels.index_select(dim, torch.arange(size, device=pixels.device))
+        return pixels
     return pixels[(..., *(slice(size) for size in sizes))]
 
 
+def make_trunk(config: AxialConfig) -> AxialModel:
+    """The trunk without the parameters of what sums up its grid, which no dense head uses."""
+    trunk = AxialModel(config)
+    trunk.pooler = MeanPooling(config)
+    return trunk
+
+
 class AxialDensePreTrainedModel(AxialPreTrainedModel):
-    """A trunk and a dense head. What sums up the grid is not used, and is not there."""
+    """What models with a dense head share."""
 
+    axial: AxialModel
+    dense_head: nn.Module
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]
-
-    def __init__(self, config: AxialConfig):
-        super().__init__(config)
-        self.axial = AxialModel(config)
-        self.axial.pooler = MeanPooling(config)
-        self.dense_head = DENSE_HEAD_CLASSES[config.dense_head](config)
 
     def make_projection(self, channels: int) -> nn.Linear:
         """What makes so many numbers for each pixel of the features of the head. Each task has its own name for it."""
@@ -115,6 +122,8 @@ class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
                 f"segmentation needs num_labels of at least 2, got {config.num_labels}: count the background as one."
             )
         super().__init__(config)
+        self.axial = make_trunk(config)
+        self.dense_head = DENSE_HEAD_CLASSES[config.dense_head](config)
         self.pixel_classifier = self.make_projection(config.num_labels)
         self.loss_function = segmentation_loss
         self.post_init()
@@ -183,6 +192,8 @@ class DensePredictionOutput(ModelOutput):
 class AxialForDensePrediction(AxialDensePreTrainedModel):
     def __init__(self, config: AxialConfig):
         super().__init__(config)
+        self.axial = make_trunk(config)
+        self.dense_head = DENSE_HEAD_CLASSES[config.dense_head](config)
         numbers = torch.Size(numbers_per_target(config)).numel()
         self.pixel_predictor = self.make_projection(config.num_target_channels * numbers)
         self.loss_function = prediction_loss
@@ -257,6 +268,8 @@ class MaskToken(nn.Module):
 class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
     def __init__(self, config: AxialConfig):
         super().__init__(config)
+        self.axial = make_trunk(config)
+        self.dense_head = DENSE_HEAD_CLASSES[config.dense_head](config)
         self.pixel_decoder = self.make_projection(config.num_channels)
         self.mask_token = MaskToken(config)
         self.post_init()

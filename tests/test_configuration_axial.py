@@ -68,6 +68,22 @@ CASES = {
     "pooling": ([None, 3, ["mean"], True], ["", "max"], ["mean", "attention"]),
     "num_pooling_seeds": NUMBERS,
     "reversible": FLAGS,
+    "dense_head": ([None, 3, ["linear"], True], ["", "Linear", "unet"], ["linear", "pyramid"]),
+    "pyramid_size": OPTIONAL_NUMBERS,
+    "semantic_loss_ignore_index": (["255", 255.0, None, True, [255]], None, [-1, 0, 255]),
+    "class_weights": (
+        ["1", 1, True, ["1", 2], [1, True], {0: 1.0}],
+        [[1, -1], (math.nan, 1), [math.inf, 1], [0, 0.0], []],
+        [None, [1, 2.5], (0, 1)],
+    ),
+    "dice_loss_weight": (["0.1", None, True, [0.1]], [-0.1, math.nan, math.inf], [0, 0.0, 0.5, 1]),
+    "num_target_channels": NUMBERS,
+    "prediction_loss": ([None, 3, ["squared"], True], ["", "Squared", "huber"], ["squared", "absolute", "quantile"]),
+    "quantiles": (
+        ["0.5", 0.5, None, True, ["0.5"], [0.5, True], {0: 0.5}],
+        [[], (), [0.5, 1], [0], [-0.1, 0.5], [math.nan]],
+        [[0.5], (0.1, 0.9), [0.2, 0.4, 0.8]],
+    ),
     "qkv_bias": FLAGS,
     "use_qk_norm": FLAGS,
     "layer_scale_init_value": (["0.1", True, [0.1]], [0, 0.0, -1e-6, math.nan, math.inf], [None, 1e-5, 1, 2.0]),
@@ -150,6 +166,14 @@ RULES = {
         {"feed_forward": "convolution", "image_size": 8, "patch_size": [2, 2, 2, 2]},
         ['feed_forward="convolution"', "1 to 3 axes", "patch_size=[2, 2, 2, 2]"],
     ),
+    "pyramids have 1 to 3 axes": (
+        {"dense_head": "pyramid", "image_size": 8, "patch_size": [2, 2, 2, 2]},
+        ['dense_head="pyramid"', "1 to 3 axes", "patch_size=[2, 2, 2, 2]", '"linear"'],
+    ),
+    "a weight for each label": (
+        {"class_weights": [1.0, 2.0, 3.0], "num_labels": 4},
+        ["class_weights=[1.0, 2.0, 3.0]", "num_labels=4"],
+    ),
     "layers are alike": ({"per_layer_config": {"0": {"hidden_size": 34}}}, ["per_layer_config", "alike"]),
 }
 VIOLATIONS = [pytest.param(fields, words, id=rule) for rule, (fields, words) in RULES.items()]
@@ -204,8 +228,8 @@ def as_kept(name, value):
     """The value of a field that was given `value`, beside the fields of `test_right_value`."""
     if value is None and name in ("id2label", "label2id"):
         return {"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}[name]
-    if value is None and name in ("head_dim", "intermediate_size"):
-        return {"head_dim": 384 // 6, "intermediate_size": 4 * 384}[name]
+    if value is None and name in ("head_dim", "intermediate_size", "pyramid_size"):
+        return {"head_dim": 384 // 6, "intermediate_size": 4 * 384, "pyramid_size": 384 // 4}[name]
     if name == "id2label":
         return {int(index): label for index, label in value.items()}
     if isinstance(value, tuple):

@@ -1,9 +1,25 @@
 import pytest
 import torch
 
-from modeling_axial import AxialBackbone, AxialConfig, AxialForImageClassification, AxialModel
+from modeling_axial import (
+    AxialBackbone,
+    AxialConfig,
+    AxialForDensePrediction,
+    AxialForImageClassification,
+    AxialForSemanticSegmentation,
+    AxialModel,
+)
 
-MODELS = pytest.mark.parametrize("model_class", [AxialModel, AxialForImageClassification, AxialBackbone])
+MODELS = pytest.mark.parametrize(
+    "model_class",
+    [
+        AxialModel,
+        AxialForImageClassification,
+        AxialForSemanticSegmentation,
+        AxialForDensePrediction,
+        AxialBackbone,
+    ],
+)
 
 
 def make_model(model_class, **overrides):

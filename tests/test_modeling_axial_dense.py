@@ -500,8 +500,9 @@ def exported(model, picture, whole):
     """A program for any batch and size, or for those of whole patches alone."""
     batch, sizes = torch.export.Dim("batch", min=1, max=64), {}
     for axis, side in enumerate(model.config.patch_shape):
-        dim = torch.export.Dim(f"cells_{axis}", min=1, max=64)
-        sizes[2 + axis] = side * dim if whole else dim
+        # An exported graph distinguishes axes of one cell.
+        cells = torch.export.Dim(f"cells_{axis}", min=2, max=64)
+        sizes[2 + axis] = side * cells if whole else torch.export.Dim(f"pixels_{axis}", min=side + 1, max=64)
     # Of any size the compiler cannot prove that whole patches are at least as large, and is told to look each time.
     return torch.export.export(
         model,
@@ -521,6 +522,8 @@ def test_exported_equals_eager_at_other_sizes(model_class, dense_head, num_axes,
     native = [count * side for count, side in zip(cells, PATCHES, strict=False)]
     program = exported(model, draw(2, 2, *native, dtype=torch.float32), whole).module()
     for extra in (1, 3):
-        sizes = [(n + extra) * side - (not whole) for n, side in zip(cells, PATCHES, strict=False)]
+        # Of any size: whole patches, too.
+        short = 0 if whole or extra == 1 else 1
+        sizes = [(count + extra) * side - short for count, side in zip(cells, PATCHES, strict=False)]
         picture = draw(3, 2, *sizes, dtype=torch.float32)
         torch.testing.assert_close(pixels_of(program(picture)), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
