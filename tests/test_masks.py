@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from modeling_axial import AxialBackbone, AxialConfig, AxialForImageClassification, AxialModel
-from modeling_axial.masks import boolean_mask, bounding_box, clear_masked, grid_mask
+from modeling_axial.masks import boolean_mask, bounding_box, clear_masked, grid_mask, repeat_mask
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -95,6 +95,14 @@ def test_cleared_cells_are_zero_and_get_no_gradient():
     cleared.sum().backward()
     assert torch.equal(states.grad[..., 0], mask.double())
     assert clear_masked(states, None) is states
+
+
+def test_a_mask_on_a_finer_grid():
+    mask = torch.arange(30).view(2, 5, 3) % 4 != 1
+    finer = repeat_mask(mask, (2, 3))
+    assert finer.shape == (2, 10, 9) and repeat_mask(None, (2, 3)) is None
+    for sample, row, column in torch.cartesian_prod(torch.arange(2), torch.arange(10), torch.arange(9)):
+        assert finer[sample, row, column] == mask[sample, row // 2, column // 3]
 
 
 def test_bounding_box():

@@ -733,3 +733,27 @@ def test_heads_hand_periods_down(model_class):
     assert (other - whole).abs().max() > 1e-4
     with pytest.raises(ValueError, match="position_period=None must have one entry"):
         model(pixel_values, position_ids=position_ids)
+
+
+# ---- what else is known of each cell ----
+
+
+@pytest.mark.parametrize("position_embedding", ["learned", "rotary"])
+def test_added_embeddings_come_before_positions(position_embedding):
+    model = make_model(position_embedding=position_embedding)
+    inputs, mask = pixels(model.config), torch.arange(30).view(2, 5, 3) % 4 != 1
+    generator = torch.Generator().manual_seed(4)
+    added = torch.randn(2, 5, 3, 8, generator=generator, dtype=torch.float64)
+    hidden = []
+    model.embeddings.patch_embeddings.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    output = model(inputs, added_embeds=added, output_hidden_states=True)
+    first = hidden[0] + added
+    for name in model.embeddings.position_names:
+        first = model.embeddings.get_submodule(name)(first)
+    torch.testing.assert_close(output.hidden_states[0], first, rtol=1e-13, atol=1e-13)
+    # What stands in masked cells has no effect.
+    filled = added.masked_fill(~mask[..., None], torch.nan)
+    masked = model(inputs, attention_mask=mask, added_embeds=filled)
+    expected = model(inputs, attention_mask=mask, added_embeds=added)
+    assert torch.equal(masked.last_hidden_state, expected.last_hidden_state)
+    assert not torch.equal(masked.last_hidden_state, model(inputs, attention_mask=mask).last_hidden_state)

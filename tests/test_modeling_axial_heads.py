@@ -2,9 +2,15 @@ import inspect
 
 import pytest
 import torch
-from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForVideoClassification
 
-from modeling_axial import AxialBackbone, AxialConfig, AxialForImageClassification, AxialModel
+from modeling_axial import (
+    AxialBackbone,
+    AxialConfig,
+    AxialForImageClassification,
+    AxialForVideoClassification,
+    AxialModel,
+)
 
 
 def make_model(**overrides):
@@ -112,6 +118,90 @@ def test_another_number_of_labels_replaces_only_the_classifier(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(RuntimeError, match="size"):
         AxialForImageClassification.from_pretrained(tmp_path, num_labels=7)
+
+
+# ---- clips ----
+
+
+def make_clip_model(model_class=AxialForVideoClassification, **overrides):
+    torch.manual_seed(0)
+    options = {"image_size": [4, 10, 9], "patch_size": [2, 2, 3], "num_channels": 3, "hidden_size": 8, "num_labels": 5}
+    options |= {"num_attention_heads": 2, "num_hidden_layers": 2, "initializer_range": 0.5}
+    return model_class(AxialConfig(**options | overrides)).eval()
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_clips_have_their_frames_in_front_of_their_channels(reversible):
+    model, volumes = (
+        make_clip_model(reversible=reversible),
+        make_clip_model(AxialForImageClassification, reversible=reversible),
+    )
+    clip, labels = torch.randn(2, 6, 3, 10, 9), torch.tensor([4, 1])
+    given = {"labels": labels, "attention_mask": torch.arange(90).view(2, 3, 5, 3) % 4 != 1}
+    given |= {"position_ids": [torch.arange(3.0) * 2, torch.arange(5.0), torch.arange(3.0)]}
+    output = model(clip, **given, output_attentions=True, output_hidden_states=True)
+    expected = volumes(clip.movedim(2, 1), **given, output_attentions=True, output_hidden_states=True)
+    assert torch.equal(output.loss, expected.loss) and torch.equal(output.logits, expected.logits)
+    assert len(output.hidden_states) == 3 and len(output.attentions) == 6
+    plain = model(clip, **given)
+    as_tuple = model(clip, **given, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[1], plain.logits)
+    configured = make_clip_model(reversible=reversible, return_dict=False)(clip, **given)
+    assert isinstance(configured, tuple) and torch.equal(configured[1], plain.logits)
+    shares = model(clip, labels=labels, num_items_in_batch=4).loss
+    torch.testing.assert_close(2 * shares, model(clip, labels=labels).loss)
+
+
+def test_clips_in_another_order_are_refused():
+    model = make_clip_model()
+    for shape in ((2, 3, 4, 10, 9), (4, 3, 10, 9), (2, 4, 1, 10, 9)):
+        with pytest.raises(ValueError, match=r"pixel_values must be \(batch, frames, num_channels=3, height, width\)"):
+            model(torch.zeros(shape))
+    with pytest.raises(TypeError, match="AxialForVideoClassification.forward has no argument 'mask'"):
+        model(torch.zeros(2, 4, 3, 10, 9), mask=None)
+    with pytest.raises(ValueError, match="clips have 3 axes"):
+        make_clip_model(image_size=[10, 9], patch_size=[2, 3])
+
+
+def test_a_clip_model_opens_by_its_head_and_by_the_trunk(tmp_path):
+    model, clip = make_clip_model(), torch.randn(2, 4, 3, 10, 9)
+    model.save_pretrained(tmp_path)
+    head = AutoModelForVideoClassification.from_pretrained(tmp_path)
+    assert type(head) is AxialForVideoClassification and torch.equal(head(clip).logits, model(clip).logits)
+    trunk = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(trunk(clip.movedim(2, 1)).pooler_output, model.axial(clip.movedim(2, 1)).pooler_output)
+
+
+def test_clip_models_train_with_checkpointing_and_in_one_graph():
+    model, clip, labels = (
+        make_clip_model(hidden_dropout_prob=0.1).train(),
+        torch.randn(2, 4, 3, 10, 9),
+        torch.tensor([4, 1]),
+    )
+    torch.manual_seed(3)
+    model(clip, labels=labels).loss.backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    torch.manual_seed(3)
+    model(clip, labels=labels).loss.backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    model.gradient_checkpointing_disable()
+    torch.compiler.reset()
+    compiled = torch.compile(model.eval(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(clip, labels=labels).loss, model(clip, labels=labels).loss)
+
+
+def test_an_exported_clip_model_takes_more_frames():
+    model = make_clip_model()
+    frames = 2 * torch.export.Dim("pairs", min=2, max=64)
+    program = torch.export.export(model, (torch.randn(2, 6, 3, 10, 9),), dynamic_shapes={"pixel_values": {1: frames}})
+    clip = torch.randn(2, 10, 3, 10, 9)
+    torch.testing.assert_close(program.module()(clip).logits, model(clip).logits)
+
+
+# ---- backbone ----
 
 
 def make_backbone(**overrides):

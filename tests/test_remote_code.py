@@ -16,7 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_axial import AxialConfig, AxialForImageClassification, AxialModel
+from modeling_axial import (
+    AxialConfig,
+    AxialForDensePrediction,
+    AxialForImageClassification,
+    AxialForMaskedImageModeling,
+    AxialForSemanticSegmentation,
+    AxialModel,
+)
 from modeling_axial import modeling_axial as modeling_file
 from modeling_axial.grid_processing_axial import AxialGridProcessor
 from modeling_axial.image_processing_axial import AxialImageProcessor
@@ -57,7 +64,7 @@ with torch.no_grad():
     grid = model.base_model(tensors["pixel_values"]).last_hidden_state
     assert torch.equal(grid, tensors["last_hidden_state"])
     if auto_class != "AutoModel":
-        logits = model(tensors["pixel_values"]).logits
+        logits = next(iter(model(tensors["pixel_values"]).values()))
         assert logits.isfinite().all() if missing_keys else torch.equal(logits, tensors["logits"])
 for folder in again:
     model.save_pretrained(folder)
@@ -85,8 +92,8 @@ def save(model, folder):
     tensors = {"pixel_values": torch.randn(2, 3, *model.config.image_shape, generator=generator)}
     with torch.no_grad():
         tensors["last_hidden_state"] = model.base_model(tensors["pixel_values"]).last_hidden_state
-        if isinstance(model, AxialForImageClassification):
-            tensors["logits"] = model(tensors["pixel_values"]).logits
+        if not isinstance(model, AxialModel):
+            tensors["logits"] = next(iter(model(tensors["pixel_values"]).values())).contiguous()
     save_file(tensors, folder / "tensors.safetensors")
     model.save_pretrained(folder / "saved")
     return (folder / "saved").rename(folder / "moved"), folder / "tensors.safetensors"
@@ -168,6 +175,25 @@ def test_base_saved_again_by_a_head(base_checkpoint, run_python, tmp_path):
     assert opens(run_python, folder, HEAD, tensors, NEW_HEAD, tmp_path / "again")
     assert_whole(tmp_path / "again")
     assert opens(run_python, tmp_path / "again", "AutoModel", tensors, "")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "auto_class", "config"),
+    [
+        pytest.param(
+            AxialForSemanticSegmentation, "AutoModelForSemanticSegmentation", "volume", marks=pytest.mark.audit
+        ),
+        (AxialForDensePrediction, "AutoModelForImageToImage", "plane"),
+        pytest.param(AxialForMaskedImageModeling, "AutoModelForMaskedImageModeling", "plane", marks=pytest.mark.audit),
+    ],
+)
+def test_dense_heads(model_class, auto_class, config, run_python, tmp_path):
+    torch.manual_seed(0)
+    folder, tensors = save(model_class(make_config(**CONFIGS[config], dense_head="pyramid")), tmp_path)
+    assert_whole(folder)
+    assert opens(run_python, folder, auto_class, tensors, "", tmp_path / "again")
+    assert_whole(tmp_path / "again")
+    assert opens(run_python, tmp_path / "again", auto_class, tensors, "")
 
 
 def test_a_wrong_weight_is_seen(base_checkpoint, run_python, tmp_path):
