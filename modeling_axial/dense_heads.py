@@ -1,11 +1,4 @@
-"""From the grid of a trunk to the features that numbers for each pixel are made of.
-
-A head is made of a configuration. `before_trunk(pixel_values, mask)` sees the pixels (B, C, *pixels) first: it returns
-what is to be added to the embeddings of the patches (or None), and the states that it keeps for itself. Behind the
-trunk `forward(hidden_states, mask, kept)` gets these back, and makes (B, *cells, output_size) of (B, *grid,
-hidden_size), where a cell stands for `output_shape` pixels along each axis. `mask`: boolean (B, *grid), or None; what
-is False there, nothing reads. Pixels are those of whole patches, in the dtype of the model.
-"""
+"""From the grid of a trunk to the features that numbers for each pixel are made of, as `DenseHead` says."""
 
 import torch
 from torch import nn
@@ -17,22 +10,34 @@ from .masks import clear_masked, repeat_mask
 from .reversible import in_full_under_autocast
 
 
-class LinearDenseHead(nn.Module):
-    """The grid as it is, for any number of axes: all pixels of a patch are linear in its cell."""
+class DenseHead(nn.Module):
+    """Made of a configuration: (B, *grid, hidden_size) -> (B, *cells, output_size), the identity unless it says else.
 
-    def __init__(self, config: AxialConfig):
-        super().__init__()
-        self.output_size, self.output_shape = config.hidden_size, config.patch_shape
+    A cell stands for `output_shape` pixels along each axis. `mask` is boolean (B, *grid) or None, and nothing reads
+    what is False there. Pixels are those of whole patches, in the dtype of the model.
+    """
+
+    output_size: int
+    output_shape: tuple[int, ...]
 
     def before_trunk(
         self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
+        """What is to be added to the embeddings of the patches, and the states that `forward` gets back as `kept`."""
         return None, ()
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, kept: tuple[torch.Tensor, ...] = ()
     ) -> torch.Tensor:
         return hidden_states
+
+
+class LinearDenseHead(DenseHead):
+    """The grid as it is, for any number of axes: all pixels of a patch are linear in its cell."""
+
+    def __init__(self, config: AxialConfig):
+        super().__init__()
+        self.output_size, self.output_shape = config.hidden_size, config.patch_shape
 
 
 class PyramidConvolution(nn.Module):
@@ -64,7 +69,7 @@ class PyramidBlock(nn.Module):
         return states + self.conv2(self.activation(self.conv1(self.norm(states), mask)), mask)
 
 
-class PyramidDenseHead(nn.Module):
+class PyramidDenseHead(DenseHead):
     """Convolutions at full and at half resolution around the trunk, which stands at the resolution of the patches.
 
         full   = block(conv(pixels))              half   = block(down(full))        tokens += down(half)
@@ -115,4 +120,4 @@ class PyramidDenseHead(nn.Module):
         return self.norm(full)
 
 
-DENSE_HEAD_CLASSES = {"linear": LinearDenseHead, "pyramid": PyramidDenseHead}
+DENSE_HEAD_CLASSES: dict[str, type[DenseHead]] = {"linear": LinearDenseHead, "pyramid": PyramidDenseHead}

@@ -40,6 +40,12 @@ def broadcastable(values: torch.Tensor, shape: torch.Size, name: str) -> torch.T
     return values.expand(shape)
 
 
+def pixels_that_count(pixel_mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """A mask of pixels (B, *pixels) as one of all their numbers, `like` (B, channels, *pixels); None: all count."""
+    everything = torch.ones_like(like, dtype=torch.bool)
+    return everything if pixel_mask is None else everything & pixel_mask.unsqueeze(1)
+
+
 def dice_loss(probabilities: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """1 - Dice, the mean over samples and classes (Milletari et al. 2016, arXiv 1606.04797).
 
@@ -150,9 +156,7 @@ def prediction_loss(
             f"{tuple(shape)}."
         )
     prediction = in_full(prediction)
-    counted = torch.ones_like(labels, dtype=torch.bool, device=prediction.device)
-    if pixel_mask is not None:
-        counted = counted & pixel_mask.unsqueeze(1)
+    counted = pixels_that_count(pixel_mask, labels.to(prediction.device))
     if loss_mask is not None:
         counted = counted & broadcastable(boolean_mask(loss_mask, "loss_mask"), shape, "loss_mask")
     weights = counted.to(prediction.dtype)
@@ -161,3 +165,12 @@ def prediction_loss(
     target = clear_masked(labels.to(prediction.device, prediction.dtype), counted)
     loss = weighted_mean(PREDICTION_ERRORS[config.prediction_loss](prediction, target, config), weights)
     return share_of_all(loss, labels, num_items_in_batch)
+
+
+def reconstruction_loss(
+    pixel_values: torch.Tensor, reconstruction: torch.Tensor, pixel_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The mean absolute error over the pixels of `pixel_mask` (B, *pixels), whatever stands in others."""
+    reconstruction, counted = in_full(reconstruction), pixels_that_count(pixel_mask, pixel_values)
+    errors = (reconstruction - clear_masked(pixel_values, counted)).abs()
+    return weighted_mean(errors, counted.to(errors.dtype))

@@ -4,7 +4,7 @@ A size that the patch does not divide is padded with zeros to whole patches, and
 picture gives what it gives when it is padded with zeros beforehand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_axial import AxialConfig
-from .dense_heads import DENSE_HEAD_CLASSES
-from .dense_losses import in_full, numbers_per_target, prediction_loss, segmentation_loss, weighted_mean
+from .dense_heads import DENSE_HEAD_CLASSES, DenseHead
+from .dense_losses import numbers_per_target, prediction_loss, reconstruction_loss, segmentation_loss
 from .forward_keywords import refuse_unknown_keywords
 from .grid import unpatchify
 from .masks import boolean_mask, clear_masked, grid_mask, repeat_mask
@@ -60,7 +60,7 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
     """What models with a dense head share."""
 
     axial: AxialModel
-    dense_head: nn.Module
+    dense_head: DenseHead
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]
 
     def make_projection(self, channels: int) -> nn.Linear:
@@ -88,8 +88,8 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
         mask: torch.Tensor | None,
         position_ids: Sequence[torch.Tensor] | None,
         head_mask: torch.Tensor | None,
+        keywords: Mapping[str, Any],
         added_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
         """The numbers for each pixel of whole patches (B, channels, *pixels), and what the trunk returns.
 
@@ -103,7 +103,7 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
             attention_mask=mask,
             position_ids=position_ids,
             added_embeds=sum(added) if added else None,
-            **kwargs,
+            **keywords,
         )
         features = self.dense_head(outputs.last_hidden_state, mask, kept)
         return unpatchify(projection(features), self.dense_head.output_shape), outputs
@@ -117,14 +117,15 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
 @auto_docstring(custom_intro="Logits of each pixel's class: a dense head on the axial trunk.")
 class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
     def __init__(self, config: AxialConfig):
-        if config.num_labels < 2:
+        num_labels = config.num_labels or 0
+        if num_labels < 2:
             raise ValueError(
-                f"segmentation needs num_labels of at least 2, got {config.num_labels}: count the background as one."
+                f"segmentation needs num_labels of at least 2, got {num_labels}: count the background as one."
             )
         super().__init__(config)
         self.axial = make_trunk(config)
         self.dense_head = DENSE_HEAD_CLASSES[config.dense_head](config)
-        self.pixel_classifier = self.make_projection(config.num_labels)
+        self.pixel_classifier = self.make_projection(num_labels)
         self.loss_function = segmentation_loss
         self.post_init()
 
@@ -155,7 +156,7 @@ class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
         """
         refuse_unknown_keywords(self, kwargs)
         whole, mask = self.in_patches(pixel_values, attention_mask)
-        logits, outputs = self.run(self.pixel_classifier, whole, mask, position_ids, head_mask=mask, **kwargs)
+        logits, outputs = self.run(self.pixel_classifier, whole, mask, position_ids, mask, kwargs)
         logits = cut(logits, pixel_values.shape[2:])
         loss = None
         if labels is not None:
@@ -228,7 +229,7 @@ class AxialForDensePrediction(AxialDensePreTrainedModel):
         """
         refuse_unknown_keywords(self, kwargs)
         whole, mask = self.in_patches(pixel_values, attention_mask)
-        prediction, outputs = self.run(self.pixel_predictor, whole, mask, position_ids, head_mask=mask, **kwargs)
+        prediction, outputs = self.run(self.pixel_predictor, whole, mask, position_ids, mask, kwargs)
         targets = (self.config.num_target_channels, *numbers_per_target(self.config))
         prediction = cut(prediction, pixel_values.shape[2:]).unflatten(1, targets)
         loss = None
@@ -312,16 +313,14 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
             hidden = hidden_patches(bool_masked_pos, batch_and_grid)
         seen = clear_masked(whole.movedim(1, -1), repeat_mask(~hidden, self.config.patch_shape)).movedim(-1, 1)
         head_mask, wanted = (~hidden, hidden) if mask is None else (mask & ~hidden, mask & hidden)
-        added_embeds = self.mask_token(hidden)
         reconstruction, outputs = self.run(
-            self.pixel_decoder, seen, mask, position_ids, head_mask, added_embeds=added_embeds, **kwargs
+            self.pixel_decoder, seen, mask, position_ids, head_mask, kwargs, added_embeds=self.mask_token(hidden)
         )
         reconstruction = cut(reconstruction, pixel_values.shape[2:])
         loss = None
         if bool_masked_pos is not None:
-            wanted = self.pixel_mask(wanted, pixel_values.shape[2:]).unsqueeze(1).expand_as(reconstruction)
-            errors = (in_full(reconstruction) - clear_masked(pixel_values, wanted)).abs()
-            loss = weighted_mean(errors, wanted.to(errors.dtype))
+            pixel_mask = self.pixel_mask(wanted, pixel_values.shape[2:])
+            loss = reconstruction_loss(pixel_values, reconstruction, pixel_mask)
         return MaskedImageModelingOutput(
             loss=loss,
             reconstruction=reconstruction,

@@ -11,6 +11,7 @@ from modeling_axial.dense_losses import (
     PREDICTION_ERRORS,
     dice_loss,
     prediction_loss,
+    reconstruction_loss,
     segmentation_loss,
     share_of_all,
     weighted_mean,
@@ -218,6 +219,21 @@ def test_what_does_not_fit_is_refused(given, words):
     with pytest.raises(ValueError) as error:
         prediction_loss(prediction=draw(2, 1, 5, 3), config=make_config(), **{"labels": draw(2, 1, 5, 3)} | given)
     assert all(word in str(error.value) for word in words)
+
+
+def test_reconstruction_written_out():
+    pixel_values, reconstruction, pixel_mask = draw(2, 3, 5, 2), draw(2, 3, 5, 2, seed=1), draw(2, 5, 2, seed=2) > 0
+    errors = [
+        abs(pixel_values[place] - reconstruction[place]).item()
+        for place in pixels(pixel_values.shape)
+        if pixel_mask[(place[0], *place[2:])]
+    ]
+    assert 0 < len(errors) < pixel_values.numel()
+    of_all = pixel_values.masked_fill(~pixel_mask[:, None], torch.nan)
+    loss = reconstruction_loss(of_all, reconstruction, pixel_mask)
+    assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-13)
+    everything = reconstruction_loss(pixel_values, reconstruction, None)
+    assert everything.item() == pytest.approx((pixel_values - reconstruction).abs().mean().item(), rel=1e-13)
 
 
 # ---- accumulated batches ----

@@ -2,6 +2,7 @@ import copy
 import itertools
 import math
 
+import onnxruntime
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -527,3 +528,27 @@ def test_exported_equals_eager_at_other_sizes(model_class, dense_head, num_axes,
         sizes = [(count + extra) * side - short for count, side in zip(cells, PATCHES, strict=False)]
         picture = draw(3, 2, *sizes, dtype=torch.float32)
         torch.testing.assert_close(pixels_of(program(picture)), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.audit
+@dense_heads
+@model_classes
+def test_onnx_equals_eager_at_other_sizes(model_class, dense_head, tmp_path):
+    model = make_model(model_class, dense_head=dense_head, dtype=torch.float32)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    height, width = (side * torch.export.Dim(name, min=2, max=64) for side, name in ((2, "rows"), (3, "columns")))
+    torch.onnx.export(
+        model,
+        (draw(2, 2, 10, 9, dtype=torch.float32),),
+        tmp_path / "model.onnx",
+        dynamo=True,
+        external_data=False,
+        input_names=["pixel_values"],
+        output_names=["pixels"],
+        dynamic_shapes={"pixel_values": {0: batch, 2: height, 3: width}},
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for sizes in ((10, 9), (14, 6)):
+        picture = draw(3, 2, *sizes, dtype=torch.float32)
+        (pixels,) = session.run(["pixels"], {"pixel_values": picture.numpy()})
+        torch.testing.assert_close(torch.from_numpy(pixels), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
