@@ -267,6 +267,16 @@ def test_what_is_hidden_is_not_seen(dense_head):
     assert (zeros - output.reconstruction).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_pyramid_takes_hidden_patches_for_missing_ones(masked, monkeypatch):
+    """Not for patches of zeros, which a picture may have."""
+    model, hidden = make_model(AxialForMaskedImageModeling, dense_head="pyramid"), draw(2, 5, 3, seed=3) > 0
+    mask, seen, before_trunk = torch.arange(30).view(2, 5, 3) % 4 != 1, [], model.dense_head.before_trunk
+    monkeypatch.setattr(model.dense_head, "before_trunk", lambda *given: seen.append(given[1]) or before_trunk(*given))
+    model(draw(2, 2, 9, 8), bool_masked_pos=hidden, attention_mask=mask if masked else None)
+    assert torch.equal(seen[0], mask & ~hidden if masked else ~hidden)
+
+
 def test_hidden_patches_in_every_form():
     model, picture, hidden = make_model(AxialForMaskedImageModeling), draw(2, 2, 10, 9), draw(2, 5, 3, seed=3) > 0
     expected = model(picture, bool_masked_pos=hidden)
