@@ -14,7 +14,9 @@ class DenseHead(nn.Module):
     """Made of a configuration: (B, *grid, hidden_size) -> (B, *cells, output_size), the identity unless it says else.
 
     A cell stands for `output_shape` pixels along each axis. `mask` is boolean (B, *grid) or None, and nothing reads
-    what is False there. Pixels are those of whole patches, in the dtype of the model.
+    what is False there. Pixels are those of whole patches, in the dtype of the model. Layers with an `initial_gain`
+    start with weights of variance gain² / inputs in place of `initializer_range`, with which a picture would fade on
+    its way through many layers.
     """
 
     output_size: int
@@ -50,6 +52,7 @@ class PyramidConvolution(nn.Module):
         super().__init__()
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[num_axes - 1]
         self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1)
+        self.convolution.initial_gain = 1.0  # pyrefly: ignore[bad-argument-type]
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.convolution(clear_masked(states, mask).movedim(-1, 1)).movedim(1, -1)
@@ -97,6 +100,9 @@ class PyramidDenseHead(DenseHead):
         self.half_to_full = nn.Linear(half, full * full_per_half)
         self.full_after = PyramidBlock(config, full)
         self.norm = nn.LayerNorm(full, eps=config.layer_norm_eps)
+        # Not of what is added to the tokens, so that a trained trunk starts from about what it knows.
+        for layer in (self.full_to_half, self.tokens_to_half, self.half_to_full):
+            layer.initial_gain = 1.0  # pyrefly: ignore[bad-argument-type]
 
     def before_trunk(
         self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None

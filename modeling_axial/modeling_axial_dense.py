@@ -63,6 +63,14 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
     dense_head: DenseHead
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        gain = getattr(module, "initial_gain", None)
+        if gain is not None:
+            weight = module.get_parameter("weight")
+            init.trunc_normal_(weight, std=gain * weight[0].numel() ** -0.5)
+
     def make_projection(self, channels: int) -> nn.Linear:
         """What makes so many numbers for each pixel of the features of the head. Each task has its own name for it."""
         pixels_per_cell = torch.Size(self.dense_head.output_shape).numel()

@@ -401,9 +401,11 @@ def test_what_was_trained_before_is_taken_along(dense_head, saved_by, tmp_path):
 
 
 @dense_heads
-def test_initial_weights_are_those_of_the_configuration(dense_head):
+def test_initial_weights(dense_head):
+    """Of `initializer_range`, but for a pyramid, through which a picture must keep its size."""
     torch.manual_seed(0)
-    model = AxialForMaskedImageModeling(make_config(dense_head=dense_head, hidden_size=64, initializer_range=0.02))
+    options = {"dense_head": dense_head, "hidden_size": 64, "pyramid_size": 16, "initializer_range": 0.02}
+    model = AxialForMaskedImageModeling(make_config(**options))
     for name, parameter in model.named_parameters():
         if name.startswith("axial."):
             continue
@@ -412,7 +414,12 @@ def test_initial_weights_are_those_of_the_configuration(dense_head):
         elif "norm" in name:
             assert (parameter == 1).all(), name
         else:
-            assert 0.01 < parameter.std() < 0.03, name
+            unit = name.startswith("dense_head.") and "half_to_tokens" not in name
+            expected = parameter[0].numel() ** -0.5 if unit else 0.02
+            assert 0.7 * expected < parameter.std() < 1.3 * expected, name
+    loaded = AxialForMaskedImageModeling.from_pretrained(None, config=model.config, state_dict={})
+    for ours, theirs in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert ours.std(correction=0) == theirs.std(correction=0) or 0.7 < ours.std() / theirs.std() < 1.4
 
 
 # ---- everything that holds for the trunk ----
