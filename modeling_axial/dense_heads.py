@@ -5,16 +5,18 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_axial import AxialConfig
+from .feed_forward import convolve
 from .grid import patchify, unpatchify
-from .masks import clear_masked, repeat_mask
+from .layer_context import NO_CONTEXT, LayerContext
+from .masks import repeat_mask
 from .reversible import in_full_under_autocast
 
 
 class DenseHead(nn.Module):
     """Made of a configuration: (B, *grid, hidden_size) -> (B, *cells, output_size), the identity unless it says else.
 
-    A cell stands for `output_shape` pixels along each axis. `mask` is boolean (B, *grid) or None, and nothing reads
-    what is False there. Pixels are those of whole patches, in the dtype of the model. Layers with an `initial_gain`
+    A cell stands for `output_shape` pixels along each axis. Nothing reads what is False in the mask (B, *grid) of the
+    context. Pixels are those of whole patches, in the dtype of the model. Layers with an `initial_gain`
     start with weights of variance gain² / inputs in place of `initializer_range`, with which a picture would fade on
     its way through many layers.
     """
@@ -23,13 +25,13 @@ class DenseHead(nn.Module):
     output_shape: tuple[int, ...]
 
     def before_trunk(
-        self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, context: LayerContext = NO_CONTEXT
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
         """What is to be added to the embeddings of the patches, and the states that `forward` gets back as `kept`."""
         return None, ()
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, kept: tuple[torch.Tensor, ...] = ()
+        self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT, kept: tuple[torch.Tensor, ...] = ()
     ) -> torch.Tensor:
         return hidden_states
 
@@ -42,20 +44,26 @@ class LinearDenseHead(DenseHead):
         self.output_size, self.output_shape = config.hidden_size, config.patch_shape
 
 
+def at_resolution(context: LayerContext, cells_per_token: tuple[int, ...]) -> LayerContext:
+    """The context of a finer grid, of so many cells for each token along each axis."""
+    return context._replace(mask=repeat_mask(context.mask, cells_per_token))
+
+
 class PyramidConvolution(nn.Module):
     """3-wide convolution over 1 to 3 axes: (B, *grid, in_channels) -> (B, *grid, out_channels).
 
-    What lies beyond the edge, and cells that are masked, count as zeros.
+    What lies beyond the edge, and cells that are masked, count as zeros; across the ends of a periodic axis it goes on.
     """
 
-    def __init__(self, num_axes: int, in_channels: int, out_channels: int):
+    def __init__(self, config: AxialConfig, in_channels: int, out_channels: int):
         super().__init__()
-        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[num_axes - 1]
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[config.num_axes - 1]
         self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1)
         self.convolution.initial_gain = 1.0  # pyrefly: ignore[bad-argument-type]
+        self.periodic_axes = [axis.axis for axis in config.axes if axis.periodic]
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.convolution(clear_masked(states, mask).movedim(-1, 1)).movedim(1, -1)
+    def forward(self, states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
+        return convolve(self.convolution, states, context, self.periodic_axes)
 
 
 class PyramidBlock(nn.Module):
@@ -64,12 +72,12 @@ class PyramidBlock(nn.Module):
     def __init__(self, config: AxialConfig, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.conv1 = PyramidConvolution(config.num_axes, channels, channels)
+        self.conv1 = PyramidConvolution(config, channels, channels)
         self.activation = ACT2FN[config.hidden_act]
-        self.conv2 = PyramidConvolution(config.num_axes, channels, channels)
+        self.conv2 = PyramidConvolution(config, channels, channels)
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return states + self.conv2(self.activation(self.conv1(self.norm(states), mask)), mask)
+    def forward(self, states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
+        return states + self.conv2(self.activation(self.conv1(self.norm(states), context)), context)
 
 
 class PyramidDenseHead(DenseHead):
@@ -90,7 +98,7 @@ class PyramidDenseHead(DenseHead):
         self.rest_shape = tuple(patch // half for patch, half in zip(self.patch_shape, self.half_shape, strict=True))
         full, half = config.pyramid_size, 2 * config.pyramid_size
         full_per_half, half_per_token = (torch.Size(shape).numel() for shape in (self.half_shape, self.rest_shape))
-        self.stem = PyramidConvolution(config.num_axes, config.num_channels, full)
+        self.stem = PyramidConvolution(config, config.num_channels, full)
         self.full_before = PyramidBlock(config, full)
         self.full_to_half = nn.Linear(full * full_per_half, half)
         self.half_before = PyramidBlock(config, half)
@@ -105,9 +113,9 @@ class PyramidDenseHead(DenseHead):
             layer.initial_gain = 1.0  # pyrefly: ignore[bad-argument-type]
 
     def before_trunk(
-        self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, context: LayerContext = NO_CONTEXT
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]:
-        of_full, of_half = repeat_mask(mask, self.patch_shape), repeat_mask(mask, self.rest_shape)
+        of_full, of_half = at_resolution(context, self.patch_shape), at_resolution(context, self.rest_shape)
         full = in_full_under_autocast(self.stem(pixel_values.movedim(1, -1), of_full))
         full = self.full_before(full, of_full)
         half = self.full_to_half(patchify(full.movedim(-1, 1), self.half_shape))
@@ -116,13 +124,13 @@ class PyramidDenseHead(DenseHead):
         return tokens, (full, half)
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, kept: tuple[torch.Tensor, ...] = ()
+        self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT, kept: tuple[torch.Tensor, ...] = ()
     ) -> torch.Tensor:
         full, half = kept
         half = half + unpatchify(self.tokens_to_half(hidden_states), self.rest_shape).movedim(1, -1)
-        half = self.half_after(half, repeat_mask(mask, self.rest_shape))
+        half = self.half_after(half, at_resolution(context, self.rest_shape))
         full = full + unpatchify(self.half_to_full(half), self.half_shape).movedim(1, -1)
-        full = self.full_after(full, repeat_mask(mask, self.patch_shape))
+        full = self.full_after(full, at_resolution(context, self.patch_shape))
         return self.norm(full)
 
 

@@ -17,10 +17,14 @@ from .masks import clear_masked
 
 
 def convolve(
-    convolution: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None, closed_axes: Sequence[int]
+    convolution: nn.Module, hidden_states: torch.Tensor, context: LayerContext, periodic_axes: Sequence[int]
 ) -> torch.Tensor:
-    """A 3-wide, zero-padded convolution of (B, *grid, channels), of zeros in masked cells; closed axes have no ends."""
-    cells = wrap(clear_masked(hidden_states, mask), closed_axes)
+    """A 3-wide, zero-padded convolution of (B, *grid, channels), of zeros in masked cells.
+
+    Across the ends of a periodic axis it goes on, unless the grid is a part of it only.
+    """
+    closed_axes = [axis for axis in periodic_axes if axis not in context.cropped_axes]
+    cells = wrap(clear_masked(hidden_states, context.mask), closed_axes)
     return unwrap(convolution(cells.movedim(-1, 1)).movedim(1, -1), closed_axes)
 
 
@@ -63,7 +67,7 @@ class AxialConvolutionFeedForward(nn.Module):
     """3-wide convolution up, activation, 3-wide convolution back, over 1 to 3 axes, zero-padded (the seed's).
 
     Cells that are masked count as what lies beyond the edge: as zeros, for both convolutions. Across the ends of a
-    periodic axis the convolutions go on, unless the grid is a part of it only.
+    periodic axis they go on.
     """
 
     def __init__(self, config: BlockConfig):
@@ -75,9 +79,8 @@ class AxialConvolutionFeedForward(nn.Module):
         self.periodic_axes = [axis.axis for axis in config.axes if axis.periodic]
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
-        closed_axes = [axis for axis in self.periodic_axes if axis not in context.cropped_axes]
-        inner = convolve(self.conv1, hidden_states, context.mask, closed_axes).movedim(-1, 1)
-        return convolve(self.conv2, self.activation(inner).movedim(1, -1), context.mask, closed_axes)
+        inner = convolve(self.conv1, hidden_states, context, self.periodic_axes).movedim(-1, 1)
+        return convolve(self.conv2, self.activation(inner).movedim(1, -1), context, self.periodic_axes)
 
     @property
     def last_projection(self) -> nn.Module:

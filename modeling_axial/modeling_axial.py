@@ -26,6 +26,7 @@ from .position_embeddings import (
     check_position_ids,
     check_position_period,
     make_grid_positions,
+    parts_of_circles,
 )
 from .remote_code import CodeCarryingModel
 from .residual_updates import LayerScale
@@ -184,7 +185,7 @@ class AxialModel(AxialPreTrainedModel):
         hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask, cells, added_embeds))
         cells = cells or tuple(cells_of_axis(axis, hidden_states) for axis in axes)
         prepared = tuple(MIXER_CLASSES[axis.mixer].prepare(self.config, axis, cells[axis.axis]) for axis in axes)
-        cropped_axes = tuple(axis.axis for axis in axes if axis.periodic and not cells[axis.axis].wraps)
+        cropped_axes = parts_of_circles(batch_and_grid[1:], periods)
         output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
 

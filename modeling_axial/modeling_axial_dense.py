@@ -26,9 +26,11 @@ from .dense_heads import DENSE_HEAD_CLASSES, DenseHead
 from .dense_losses import numbers_per_target, prediction_loss, reconstruction_loss, segmentation_loss
 from .forward_keywords import refuse_unknown_keywords
 from .grid import unpatchify
+from .layer_context import LayerContext
 from .masks import boolean_mask, clear_masked, grid_mask, repeat_mask
 from .modeling_axial import AxialModel, AxialPreTrainedModel
 from .pooling import MeanPooling
+from .position_embeddings import check_position_period, parts_of_circles
 
 
 def pad_to_patches(pixel_values: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
@@ -81,11 +83,18 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Pixels of any size as whole patches, in the dtype of the model, and the mask of their cells (B, *grid).
 
-        Raises `ValueError` for pixels of another kind than this model's, and for a mask that is none of theirs.
+        Raises `ValueError` for pixels of another kind than this model's, for a mask that is none of theirs, and for a
+        periodic axis that is no whole number of patches: zeros behind its end would stand between its ends.
         """
         embeddings = self.axial.embeddings.patch_embeddings
         embeddings.check(pixel_values)
         whole = pad_to_patches(pixel_values.to(embeddings.projection.bias.dtype), self.config.patch_shape)
+        for axis in (axis.axis for axis in self.config.axes if axis.periodic):
+            if whole.shape[axis + 2] != pixel_values.shape[axis + 2]:
+                raise ValueError(
+                    f"pixel_values have {pixel_values.shape[axis + 2]} pixels along axis {axis}, which is periodic and "
+                    f"must be a multiple of the patch, {self.config.patch_shape[axis]}: resize."
+                )
         batch_and_grid = embeddings.batch_and_grid(whole)
         return whole, None if attention_mask is None else grid_mask(attention_mask, batch_and_grid)
 
@@ -94,7 +103,7 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
         projection: nn.Module,
         whole: torch.Tensor,
         mask: torch.Tensor | None,
-        position_ids: Sequence[torch.Tensor] | None,
+        positions: tuple[Sequence[torch.Tensor] | None, Sequence[float | None] | None],
         head_mask: torch.Tensor | None,
         keywords: Mapping[str, Any],
         added_embeds: torch.Tensor | None = None,
@@ -102,18 +111,23 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
         """The numbers for each pixel of whole patches (B, channels, *pixels), and what the trunk returns.
 
         Both masks are boolean (B, *grid): `mask` says which cells are there, `head_mask` of which of them the head sees
-        the pixels.
+        the pixels. `positions`: position_ids and position_period.
         """
-        embeds, kept = self.dense_head.before_trunk(whole, head_mask)
+        position_ids, position_period = positions
+        periods = check_position_period(position_period, position_ids, self.config.axes)
+        grid = self.axial.embeddings.patch_embeddings.batch_and_grid(whole)[1:]
+        context = LayerContext(mask, cropped_axes=parts_of_circles(grid, periods))
+        embeds, kept = self.dense_head.before_trunk(whole, context._replace(mask=head_mask))
         added = [term for term in (embeds, added_embeds) if term is not None]
         outputs = self.axial(
             whole,
             attention_mask=mask,
             position_ids=position_ids,
+            position_period=position_period,
             added_embeds=sum(added) if added else None,
             **keywords,
         )
-        features = self.dense_head(outputs.last_hidden_state, mask, kept)
+        features = self.dense_head(outputs.last_hidden_state, context, kept)
         return unpatchify(projection(features), self.dense_head.output_shape), outputs
 
     def pixel_mask(self, mask: torch.Tensor | None, sizes: Sequence[int]) -> torch.Tensor | None:
@@ -145,6 +159,7 @@ class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
+        position_period: Sequence[float | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> SemanticSegmenterOutput:
         r"""
@@ -159,12 +174,14 @@ class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
             a little differently than in one.
         position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
             Where the cells lie along the axis, in cells; see [`AxialModel`].
+        position_period (one number or None for each axis, *optional*):
+            With `position_ids`, for periodic axes: after how many cells they begin again.
 
         Returns `logits` `(batch_size, num_labels, *pixels)`, of the size of `pixel_values`.
         """
         refuse_unknown_keywords(self, kwargs)
         whole, mask = self.in_patches(pixel_values, attention_mask)
-        logits, outputs = self.run(self.pixel_classifier, whole, mask, position_ids, mask, kwargs)
+        logits, outputs = self.run(self.pixel_classifier, whole, mask, (position_ids, position_period), mask, kwargs)
         logits = cut(logits, pixel_values.shape[2:])
         loss = None
         if labels is not None:
@@ -218,6 +235,7 @@ class AxialForDensePrediction(AxialDensePreTrainedModel):
         loss_mask: torch.Tensor | None = None,
         loss_weights: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
+        position_period: Sequence[float | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  some are ours
     ) -> DensePredictionOutput:
         r"""
@@ -234,10 +252,12 @@ class AxialForDensePrediction(AxialDensePreTrainedModel):
             is the weighted mean.
         position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
             Where the cells lie along the axis, in cells; see [`AxialModel`].
+        position_period (one number or None for each axis, *optional*):
+            With `position_ids`, for periodic axes: after how many cells they begin again.
         """
         refuse_unknown_keywords(self, kwargs)
         whole, mask = self.in_patches(pixel_values, attention_mask)
-        prediction, outputs = self.run(self.pixel_predictor, whole, mask, position_ids, mask, kwargs)
+        prediction, outputs = self.run(self.pixel_predictor, whole, mask, (position_ids, position_period), mask, kwargs)
         targets = (self.config.num_target_channels, *numbers_per_target(self.config))
         prediction = cut(prediction, pixel_values.shape[2:]).unflatten(1, targets)
         loss = None
@@ -297,6 +317,7 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
+        position_period: Sequence[float | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> MaskedImageModelingOutput:
         r"""
@@ -309,6 +330,8 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
             absolute error of their pixels.
         position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
             Where the cells lie along the axis, in cells; see [`AxialModel`].
+        position_period (one number or None for each axis, *optional*):
+            With `position_ids`, for periodic axes: after how many cells they begin again.
 
         Returns `reconstruction` `(batch_size, num_channels, *pixels)`.
         """
@@ -322,7 +345,13 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
         seen = clear_masked(whole.movedim(1, -1), repeat_mask(~hidden, self.config.patch_shape)).movedim(-1, 1)
         head_mask, wanted = (~hidden, hidden) if mask is None else (mask & ~hidden, mask & hidden)
         reconstruction, outputs = self.run(
-            self.pixel_decoder, seen, mask, position_ids, head_mask, kwargs, added_embeds=self.mask_token(hidden)
+            self.pixel_decoder,
+            seen,
+            mask,
+            (position_ids, position_period),
+            head_mask,
+            kwargs,
+            added_embeds=self.mask_token(hidden),
         )
         reconstruction = cut(reconstruction, pixel_values.shape[2:])
         loss = None

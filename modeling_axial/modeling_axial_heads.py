@@ -103,6 +103,7 @@ class AxialForVideoClassification(AxialForImageClassification):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         position_ids: Sequence[torch.Tensor] | None = None,
+        position_period: Sequence[float | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> ImageClassifierOutput:
         r"""
@@ -115,13 +116,17 @@ class AxialForVideoClassification(AxialForImageClassification):
             As in [`AxialForImageClassification`].
         position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
             Where the cells lie along the axis, in cells; see [`AxialModel`].
+        position_period (one number or None for each axis, *optional*):
+            With `position_ids`, for periodic axes: after how many cells they begin again.
         """
         if pixel_values.dim() != 5 or pixel_values.shape[2] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values must be (batch, frames, num_channels={self.config.num_channels}, height, width), got "
                 f"shape {tuple(pixel_values.shape)}."
             )
-        return super().forward(pixel_values.movedim(2, 1), attention_mask, labels, position_ids, **kwargs)
+        return super().forward(
+            pixel_values.movedim(2, 1), attention_mask, labels, position_ids, position_period, **kwargs
+        )
 
 
 @auto_docstring(custom_intro="The axial trunk as a backbone: one map of features for each chosen layer.")

@@ -309,6 +309,15 @@ def check_position_ids(
     return tuple(positions)
 
 
+def parts_of_circles(lengths: Sequence[int], periods: Sequence[float | None]) -> tuple[int, ...]:
+    """The periodic axes of which a grid of these lengths is a part only, whose ends do not meet.
+
+    `periods`: of each axis, None where it is not periodic or the grid is all of it.
+    """
+    pairs = enumerate(zip(lengths, periods, strict=True))
+    return tuple(axis for axis, (length, period) in pairs if period is not None and length != period)
+
+
 def check_position_period(
     position_period: Sequence[float | None] | None,
     position_ids: Sequence[torch.Tensor] | None,

@@ -6,6 +6,7 @@ import torch
 
 from modeling_axial import AxialConfig
 from modeling_axial.dense_heads import DENSE_HEAD_CLASSES, LinearDenseHead, PyramidConvolution, PyramidDenseHead
+from modeling_axial.layer_context import NO_CONTEXT, LayerContext
 from modeling_axial.testing import receptive_field
 from tests.test_feed_forward import ACTIVATIONS, activated, cells, linear, slow_convolution
 
@@ -114,8 +115,9 @@ def test_pyramid_written_out(grid, patch, hidden_act, masked):
         if not mask[(sample, *(position // side for position, side in zip(pixel, patch, strict=True)))]:
             filled[(sample, slice(None), *pixel)] = torch.nan
     with torch.no_grad():
-        embeds, kept = head.before_trunk(filled, mask if masked else None)
-        output = head(hidden_states, mask if masked else None, kept)
+        context = LayerContext(mask if masked else None)
+        embeds, kept = head.before_trunk(filled, context)
+        output = head(hidden_states, context, kept)
         assert embeds.shape == hidden_states.shape and output.shape == (2, *sizes_of(grid, patch), 4)
         for sample in range(2):
             tokens = {cell: hidden_states[(sample, *cell)] for cell in cells(grid) if mask[(sample, *cell)]}
@@ -135,7 +137,8 @@ def test_pyramid_written_out(grid, patch, hidden_act, masked):
 @pytest.mark.parametrize(("grid", "position"), [((11,), (4,)), ((7, 5), (0, 3)), ((5, 3, 4), (2, 1, 3))], ids=str)
 def test_what_a_convolution_reads(grid, position):
     torch.manual_seed(0)
-    seen = receptive_field(PyramidConvolution(len(grid), 2, 3).double(), (1, *grid, 2), position)
+    config = AxialConfig(image_size=list(grid), patch_size=[1] * len(grid))
+    seen = receptive_field(PyramidConvolution(config, 2, 3).double(), (1, *grid, 2), position)
     for cell in cells(grid):
         assert seen[cell] == (max(abs(c - p) for c, p in zip(cell, position, strict=True)) <= 1)
 
@@ -145,11 +148,11 @@ def test_half_precision_and_autocast(dense_head):
     pixel_values, hidden_states = draw(2, 2, 10, 9).bfloat16(), draw(2, 5, 3, 8).bfloat16()
     head = make_head(dense_head, (5, 3), (2, 3), dtype=torch.bfloat16)
     _, kept = head.before_trunk(pixel_values)
-    assert head(hidden_states, None, kept).dtype == torch.bfloat16
+    assert head(hidden_states, NO_CONTEXT, kept).dtype == torch.bfloat16
     head = head.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, kept = head.before_trunk(pixel_values.float())
-        output = head(hidden_states.float(), None, kept)
+        output = head(hidden_states.float(), NO_CONTEXT, kept)
     assert all(states.dtype == torch.float32 for states in kept) and output.isfinite().all()
 
 
@@ -159,7 +162,7 @@ def test_gradcheck(dense_head):
 
     def both(pixel_values, hidden_states):
         embeds, kept = head.before_trunk(pixel_values)
-        output = head(hidden_states, None, kept)
+        output = head(hidden_states, NO_CONTEXT, kept)
         return output if embeds is None else (embeds, output)
 
     inputs = draw(1, 2, 4, 3).requires_grad_(dense_head == "pyramid"), draw(1, 2, 3, 8).requires_grad_()

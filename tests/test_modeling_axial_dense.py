@@ -25,6 +25,7 @@ from modeling_axial import (
     TwoStream,
 )
 from modeling_axial.modeling_axial_dense import cut, pad_to_patches
+from modeling_axial.testing import receptive_field
 
 GRIDS = {1: [7], 2: [5, 3], 3: [2, 5, 3], 4: [2, 3, 5, 1]}
 PATCHES = [2, 3, 4, 1]
@@ -272,7 +273,7 @@ def test_a_pyramid_takes_hidden_patches_for_missing_ones(masked, monkeypatch):
     """Not for patches of zeros, which a picture may have."""
     model, hidden = make_model(AxialForMaskedImageModeling, dense_head="pyramid"), draw(2, 5, 3, seed=3) > 0
     mask, seen, before_trunk = torch.arange(30).view(2, 5, 3) % 4 != 1, [], model.dense_head.before_trunk
-    monkeypatch.setattr(model.dense_head, "before_trunk", lambda *given: seen.append(given[1]) or before_trunk(*given))
+    monkeypatch.setattr(model.dense_head, "before_trunk", lambda *given: seen.append(given[1].mask) or before_trunk(*given))
     model(draw(2, 2, 9, 8), bool_masked_pos=hidden, attention_mask=mask if masked else None)
     assert torch.equal(seen[0], mask & ~hidden if masked else ~hidden)
 
@@ -569,3 +570,42 @@ def test_onnx_equals_eager_at_other_sizes(model_class, dense_head, tmp_path):
         picture = draw(3, 2, *sizes, dtype=torch.float32)
         (pixels,) = session.run(["pixels"], {"pixel_values": picture.numpy()})
         torch.testing.assert_close(torch.from_numpy(pixels), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
+
+
+# ---- periodic axes ----
+
+
+@dense_heads
+@model_classes
+def test_to_roll_a_picture_along_a_periodic_axis_rolls_what_is_said_of_it(model_class, dense_head):
+    options = {"patch_size": [2, 4], "image_size": [10, 28], "position_embedding": ["learned", "relative"]}
+    model = make_model(model_class, dense_head=dense_head, periodic=[False, True], **options)
+    pixel_values, mask = draw(2, 2, 9, 28), draw(2, 5, 7, seed=3) > -0.7
+    for step in (1, 3):
+        output = pixels_of(model(pixel_values, attention_mask=mask))
+        rolled = pixels_of(model(pixel_values.roll(4 * step, 3), attention_mask=mask.roll(step, 2)))
+        torch.testing.assert_close(rolled, output.roll(4 * step, -1), rtol=1e-12, atol=1e-12)
+    # As a part of a larger circle it has ends.
+    positions = [torch.arange(5.0), torch.arange(7.0)]
+    whole = pixels_of(model(pixel_values, position_ids=positions, position_period=[None, 7]))
+    part = pixels_of(model(pixel_values, position_ids=positions, position_period=[None, 8]))
+    assert (whole - part).abs().max() > 1e-3
+    assert ((whole - part).abs().amax(tuple(range(whole.dim() - 1))) > 1e-9).all()  # attention reaches all columns
+
+
+def test_zeros_never_stand_between_the_ends_of_a_periodic_axis():
+    model = make_model(AxialForSemanticSegmentation, periodic=[False, True])
+    with pytest.raises(ValueError, match="8 pixels along axis 1, which is periodic.*multiple of the patch, 3"):
+        model(draw(1, 2, 10, 8))
+
+
+def test_what_a_pyramid_reads_across_the_ends():
+    options = {"patch_size": [2], "image_size": [80], "num_hidden_layers": 1, "attention_window": 1}
+    for periodic in (False, True):
+        config = make_config(1, dense_head="pyramid", periodic=periodic, position_embedding="none", **options)
+        model = AxialForSemanticSegmentation(config)
+        seen = receptive_field(model, (1, 2, 80), (0,), channel_dim=1, output_fn=lambda output: output.logits)
+        near = seen.nonzero().flatten()
+        assert near.min() == 0 and (near.max() > 60) == periodic
+        farther = (near + 40) % 80  # that pixel in the middle
+        assert 2 <= farther.max() - 40 <= 30 and (farther.min() < 40) == periodic
