@@ -2,15 +2,18 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from transformers import (
     AutoModel,
     AutoModelForImageToImage,
     AutoModelForMaskedImageModeling,
     AutoModelForSemanticSegmentation,
+    pipeline,
 )
 
 from modeling_axial import (
@@ -20,6 +23,7 @@ from modeling_axial import (
     AxialForImageClassification,
     AxialForMaskedImageModeling,
     AxialForSemanticSegmentation,
+    AxialImageProcessor,
     AxialModel,
     RebuiltTwoStream,
     TwoStream,
@@ -273,7 +277,9 @@ def test_a_pyramid_takes_hidden_patches_for_missing_ones(masked, monkeypatch):
     """Not for patches of zeros, which a picture may have."""
     model, hidden = make_model(AxialForMaskedImageModeling, dense_head="pyramid"), draw(2, 5, 3, seed=3) > 0
     mask, seen, before_trunk = torch.arange(30).view(2, 5, 3) % 4 != 1, [], model.dense_head.before_trunk
-    monkeypatch.setattr(model.dense_head, "before_trunk", lambda *given: seen.append(given[1].mask) or before_trunk(*given))
+    monkeypatch.setattr(
+        model.dense_head, "before_trunk", lambda *given: seen.append(given[1].mask) or before_trunk(*given)
+    )
     model(draw(2, 2, 9, 8), bool_masked_pos=hidden, attention_mask=mask if masked else None)
     assert torch.equal(seen[0], mask & ~hidden if masked else ~hidden)
 
@@ -609,3 +615,17 @@ def test_what_a_pyramid_reads_across_the_ends():
         assert near.min() == 0 and (near.max() > 60) == periodic
         farther = (near + 40) % 80  # that pixel in the middle
         assert 2 <= farther.max() - 40 <= 30 and (farther.min() < 40) == periodic
+
+
+def test_pipeline_of_segmentation():
+    model = make_model(AxialForSemanticSegmentation, dtype=torch.float32, num_channels=3, dense_head="pyramid")
+    model.config.id2label = {0: "sky", 1: "sea", 2: "land"}
+    processor = AxialImageProcessor(do_resize=False)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (11, 17, 3), dtype=np.uint8))
+    with torch.no_grad():
+        expected = model(**processor(picture, return_tensors="pt")).logits[0].argmax(0).numpy()
+    found = pipeline("image-segmentation", model=model, image_processor=processor)(picture)
+    assert {part["label"] for part in found} == {model.config.id2label[label] for label in np.unique(expected).tolist()}
+    for part in found:
+        label = {name: label for label, name in model.config.id2label.items()}[part["label"]]
+        np.testing.assert_array_equal(np.asarray(part["mask"]) > 0, expected == label)
