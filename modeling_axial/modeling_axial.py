@@ -11,12 +11,12 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import merge_with_config_defaults
 
 from .attention import AxialAttentionCore
+from .axial_embeddings import AxialEmbeddings
 from .axial_layer import MIXER_CLASSES, AxialLayer, run_layers
 from .configuration_axial import AxialConfig
 from .forward_keywords import records_outputs, refuse_unknown_keywords
 from .layer_context import LayerContext
-from .masks import clear_masked, grid_mask
-from .patch_embeddings import AxialPatchEmbeddings
+from .masks import grid_mask
 from .pooling import POOLING_CLASSES, AttentionPooling
 from .position_embeddings import (
     AxisCells,
@@ -25,7 +25,6 @@ from .position_embeddings import (
     cells_of_axis,
     check_position_ids,
     check_position_period,
-    make_grid_positions,
     parts_of_circles,
 )
 from .remote_code import CodeCarryingModel
@@ -55,37 +54,6 @@ def _files_that_travel():
     from .video_processing_axial import AxialVideoProcessor
 
     return AxialImageProcessor, AxialForImageClassification, AxialForSemanticSegmentation, AxialVideoProcessor
-
-
-class AxialEmbeddings(nn.Module):
-    """Pixels to positioned tokens: (B, C, *pixels) -> (B, *grid, hidden_size).
-
-    `mask`: boolean (B, *grid). `cells`: for each axis, where positions come from outside. `added`: added to the patches
-    before their positions.
-    """
-
-    def __init__(self, config: AxialConfig):
-        super().__init__()
-        self.patch_embeddings = AxialPatchEmbeddings(config)
-        positions = make_grid_positions(config)
-        for module in positions:
-            self.add_module(module.name_in_embeddings, module)
-        self.position_names = [module.name_in_embeddings for module in positions]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        cells: tuple[AxisCells, ...] | None = None,
-        added: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        hidden_states = self.patch_embeddings(pixel_values, mask)
-        if added is not None:
-            hidden_states = hidden_states + clear_masked(added, mask)
-        for name in self.position_names:
-            hidden_states = self.get_submodule(name)(hidden_states, mask, cells)
-        return self.dropout(hidden_states)
 
 
 @auto_docstring

@@ -15,7 +15,6 @@ from modeling_axial import (
 )
 from modeling_axial.attention import eager_attention_forward
 from modeling_axial.layer_context import LayerContext
-from modeling_axial.position_embeddings import AxisCells
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention
 
@@ -505,15 +504,6 @@ def test_exported_equals_eager_at_other_sizes(num_axes):
         torch.testing.assert_close(ours, model(inputs).last_hidden_state)
 
 
-@pytest.mark.parametrize("position_embedding", ["none", "learned", "rotary"])
-def test_dropout_of_the_embeddings(position_embedding):
-    embeddings = make_model(position_embedding=position_embedding, hidden_dropout_prob=0.5).embeddings
-    whole = embeddings(pixels(make_config()))
-    kept = embeddings.train()(pixels(make_config()))
-    assert (torch.isclose(kept, 2 * whole) | (kept == 0)).all()
-    assert 0.3 < (kept == 0).double().mean() < 0.7
-
-
 def test_dropout_of_every_attention():
     seen = []
 
@@ -594,13 +584,6 @@ def test_each_sample_has_its_own_positions(position_embedding):
     assert (
         both[0] - model(pixels(model.config), position_ids=[rows[1], columns]).last_hidden_state[0]
     ).abs().max() > 1e-3
-
-
-def test_a_crop_has_the_learned_positions_that_it_has_in_the_whole():
-    embeddings, whole = make_model().embeddings, pixels(make_config())
-    positions = (torch.tensor([[1.0, 2.0, 3.0]]).double(), torch.tensor([[1.0, 2.0]]).double())
-    crop = embeddings(whole[:, :, 2:8, 3:9], cells=tuple(map(AxisCells, positions)))
-    torch.testing.assert_close(crop, embeddings(whole)[:, 1:4, 1:3], rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("mode", ["sum", "sequential", "split", "alternating"])
