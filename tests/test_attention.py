@@ -374,6 +374,29 @@ def test_a_query_that_is_no_number_gives_none_unless_its_own_cell_is_masked():
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_a_query_that_is_no_number_in_a_masked_cell_counts_as_zeros(backend):
+    query, key, value = (states(2, 5, 3, 2, 4, seed=seed) for seed in range(3))
+    mask = states(2, 5, 3, seed=3) > -0.5
+    filled = (query.masked_fill(~mask[..., None, None], content) for content in (0.0, torch.nan))
+    zeros, ours = (
+        axial_attention(content, key, value, 1, mask=mask, attention_interface=BACKENDS[backend])[0]
+        for content in filled
+    )
+    assert torch.equal(ours, zeros)
+
+
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"scaling": 3.0}, {"dropout": 1.0}], ids=str)
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_every_piece_is_attended_alike(monkeypatch, backend, options):
+    query, key, value = (states(3, 5, 2, 2, 3, seed=seed) for seed in range(3))
+    options = {**options, "attention_interface": BACKENDS[backend]}
+    whole = axial_attention(query, key, value, 1, **options)
+    monkeypatch.setattr(attention_module, "MAX_LINES", 2)
+    for ours, theirs in zip(axial_attention(query, key, value, 1, **options), whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_more_lines_than_a_kernel_takes_are_split(monkeypatch, axis, masked, backend):
@@ -565,6 +588,7 @@ def test_exported_equals_eager_at_other_sizes(grid, mode):
     module, hidden_states = _small_attention(grid, mode), states(2, *grid, 8, dtype=torch.float32)
     dynamic = {dim: torch.export.Dim.DYNAMIC for dim in range(1 + len(grid))}
     program = torch.export.export(module, (hidden_states,), dynamic_shapes=(dynamic,))
+    assert all(bounds.upper > 2**31 for bounds in program.range_constraints.values()), "sizes are open"
     for inputs in (hidden_states, states(5, *(length + 4 for length in grid), 8, dtype=torch.float32)):
         torch.testing.assert_close(program.module()(inputs), module(inputs))
 
@@ -677,6 +701,71 @@ def test_weights_are_returned_only_if_asked_for(implementation):
     core, query = AxialAttentionCore(config, axis=1), states(2, 3, 5, 2, 4)
     assert core(query, query, query)[1] is None
     assert core(query, query, query, output_attentions=True)[1].shape == (6, 2, 5, 5)
+
+
+def test_whose_weights_are_returned(monkeypatch):
+    """Those of the backend, where it gives some; else those of eager attention, which then runs in its place."""
+    config = AxialConfig(image_size=[3, 5], patch_size=[1, 1], hidden_size=8, num_attention_heads=2)
+    core, calls = AxialAttentionCore(config, axis=1), []
+    inputs = [states(2, 3, 5, 2, 4, seed=seed) for seed in range(3)]
+    expected, expected_weights = reference_axial_attention(*inputs, 1)
+
+    def eager(*args, **options):
+        calls.append("eager")
+        return eager_attention_forward(*args, **options)
+
+    def backend(module, query, key, value, attention_mask, **options):
+        output, weights = eager_attention_forward(module, query, key, value, attention_mask, **options)
+        return -output, -weights if config._attn_implementation == "negative" else None
+
+    monkeypatch.setattr(attention_module, "eager_attention_forward", eager)
+    for name in ("negative", "without weights"):
+        AttentionInterface.register(name, backend)
+        config._attn_implementation = name
+        output, weights = core(*inputs)
+        torch.testing.assert_close(output, -expected)
+        assert weights is None and not calls
+        output, weights = core(*inputs, output_attentions=True)
+        sign = -1 if name == "negative" else 1
+        torch.testing.assert_close(output, sign * expected)
+        torch.testing.assert_close(weights, sign * expected_weights.reshape(weights.shape))
+        assert calls == ["eager"] * (name != "negative")
+    config._attn_implementation = "sdpa"
+    monkeypatch.setattr(attention_module, "fused_attention_forward", None)  # not even tried
+    assert core(*inputs, output_attentions=True)[1] is not None and calls == ["eager"] * 2
+    assert not core.is_causal
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_masks_are_made_where_the_states_are(backend):
+    query, mask = states(2, 3, 5, 2, 4), states(2, 3, 5, seed=1) > -0.5
+    for options in ({}, {"mask": mask}):
+        options |= {"is_causal": True, "attention_interface": BACKENDS[backend]}
+        expected, _ = axial_attention(query, query, query, 1, **options)
+        with torch.device("meta"):  # whatever is made without a word of a device is made there
+            output, _ = axial_attention(query, query, query, 1, **options)
+        assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("learned", [0, 1, 2])
+def test_derivatives_that_might_be_differentiated_again(learned):
+    """Where only one of query, key and value learns, the kernel gives no gradient of the others."""
+    inputs = [states(2, 3, 5, 2, 4, seed=seed).requires_grad_(seed == learned) for seed in range(3)]
+    gradients = [
+        torch.autograd.grad(axial_attention(*inputs, 1)[0].sin().sum(), inputs[learned], create_graph=create_graph)[0]
+        for create_graph in (False, True)
+    ]
+    assert torch.equal(*gradients) and gradients[1].requires_grad
+
+
+def test_projections_have_a_bias_unless_the_configuration_says_no():
+    for qkv_bias in (True, False):
+        config = AxialConfig(
+            image_size=[3, 5], patch_size=[1, 1], hidden_size=8, num_attention_heads=2, qkv_bias=qkv_bias
+        )
+        attention = AxialSelfAttention(config, axis=0)
+        biases = {name for name, _ in attention.named_parameters() if name.endswith("proj.bias")}
+        assert biases == {"o_proj.bias"} | {f"{name}_proj.bias" for name in "qkv" if qkv_bias}
 
 
 def test_the_fused_kernel_is_used_where_it_can_be(monkeypatch):

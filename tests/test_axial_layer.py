@@ -240,6 +240,15 @@ def test_mean_is_made_only_when_asked_for():
         assert (mean is None) == (times == 0)
 
 
+def test_a_chain_of_layers_makes_one_mean_unless_asked_for_more():
+    layer, context = make_layer()
+    executors = []
+    layer.register_forward_pre_hook(lambda *call: executors.append(call[2]["executor"]), with_kwargs=True)
+    for kwargs, times in [({}, 1), ({"output_hidden_states": True}, 3)]:
+        run_layers(torch.nn.ModuleList([layer, layer]), Recorder, states(), context, **kwargs)
+        assert executors[-1].times_left == times
+
+
 def test_gradient_checkpointing_wins_over_rebuilding(monkeypatch):
     warned, executors = [], []
     monkeypatch.setattr("modeling_axial.axial_layer.logger.warning_once", warned.append)

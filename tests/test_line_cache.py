@@ -25,6 +25,13 @@ def test_all_positions_so_far_come_back(axis):
         key, value = -key, 2 * value
 
 
+@pytest.mark.parametrize("cache", [LineCache(0, 3), StaticLineCache(0, 3, torch.device("cpu"))], ids=["", "static"])
+def test_a_cache_begins_at_position_zero(cache):
+    key, value = torch.randn(2, 2, 1, 4, 6).unbind()
+    keys, values, _ = cache.append(nn.Identity(), key, value)
+    assert torch.equal(keys[:, :1], key) and torch.equal(values[:, :1], value)
+
+
 def test_static_tensors_and_a_mask_of_what_has_come():
     key, value = torch.randn(2, 1, 3, 5, 2, 4).unbind()
     attention, cache = nn.Identity(), StaticLineCache(1, 5, torch.device("cpu"))

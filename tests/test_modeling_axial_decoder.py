@@ -375,6 +375,35 @@ def test_an_unknown_class_that_the_dtype_of_the_labels_cannot_hold():
     assert (seen[0] == 256).any()
 
 
+@orders
+def test_everything_is_made_where_the_inputs_are(channel_order):
+    model = make_model(num_classes=3, class_dropout_prob=0.5, num_condition_channels=1, channel_order=channel_order)
+    inputs = make_inputs(model.config)
+    others = {name: value for name, value in inputs.items() if name != "input_ids"}
+
+    def results():
+        for seed, training in enumerate((False, True)):
+            torch.manual_seed(seed)
+            yield model.train(training)(**inputs).loss
+        yield model.log_prob(**inputs)
+        for sampler in ("naive", "semi_parallel", "cached"):
+            yield model.generate(2, sampler=sampler, generator=torch.Generator().manual_seed(4), **others)
+
+    expected = list(results())
+    with torch.device("meta"):  # whatever is made without a word of a device is made there
+        assert all(map(torch.equal, results(), expected))
+
+
+def test_a_class_is_hidden_with_exactly_the_probability_of_the_configuration(monkeypatch):
+    """Of the 2 ** 24 numbers that torch.rand draws, 0 is one and 1 is none."""
+    model = make_model(num_classes=3, class_dropout_prob=0.25).train()
+    monkeypatch.setattr(torch, "rand", lambda *args, **options: torch.tensor([0.0, 0.25 - 2**-24, 0.25, 1 - 2**-24]))
+    seen = []
+    model.class_embeddings.register_forward_hook(lambda module, labels, output: seen.append(labels[0].tolist()))
+    model(**{**make_inputs(model.config, batch=4), "class_labels": torch.tensor([0, 1, 2, 0])})
+    assert seen == [[3, 3, 2, 0]]
+
+
 # The parts written out
 
 

@@ -282,6 +282,13 @@ def test_positions_may_be_more_precise_than_the_table():
     torch.testing.assert_close(read, torch.stack([table[:2].mean(0), table[4]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_half_precision_are_mixed_in_float32(dtype):
+    table, positions = states(5, 300, dtype=torch.float32).to(dtype), torch.tensor([0.3, 1.7, 3.9])
+    expected = read_table(table.double(), positions.double()).to(dtype)
+    assert (read_table(table, positions) == expected).double().mean() > 0.99  # but for ties
+
+
 def test_the_table_is_read_deterministically_on_every_device():
     # Backward of torch's own resampling has no deterministic form on CUDA, and refuses to run when one is asked for.
     table = states(5, 3).requires_grad_()

@@ -14,6 +14,7 @@ from collections import deque
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,18 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from modeling_axial import AxialConfig, AxialModel
-from modeling_axial.reversible import OneStream, RebuiltTwoStream, TwoStream, _Call, _modules, _Outputs
+from modeling_axial.reversible import (
+    OneStream,
+    RebuiltTwoStream,
+    TwoStream,
+    _Call,
+    _modules,
+    _Outputs,
+    _parameter,
+    _random_states,
+    _State,
+    in_full_under_autocast,
+)
 from tests.ranks import run_on_ranks
 
 HIDDEN, GRID = 12, (5, 7)
@@ -810,14 +822,164 @@ def test_the_random_state_of_a_device_is_set_for_the_second_run(monkeypatch):
     assert states[1][0] is state  # put back
 
 
-@pytest.mark.parametrize("kept_as", [list, torch.tensor])  # as on CPU, and as on an accelerator
-@pytest.mark.parametrize("differences, fails", [([1e-3, 8e-3, 0.07, 0.5], False), ([1e-3, 2e-2], True), ([0.01], True)])
+@pytest.mark.parametrize("device", ["xpu:1", "cpu", "meta", "fake"])
+def test_random_states_are_those_of_the_cpu_and_of_the_device(device, monkeypatch):
+    """"xpu" stands for any accelerator."""
+    state = torch.tensor([7])
+    monkeypatch.setattr(torch.xpu, "get_rng_state", lambda device: state if device == torch.device("xpu:1") else None)
+    if device == "fake":
+        with FakeTensorMode():
+            assert _random_states(torch.empty(3, device="cuda")) == _random_states(torch.empty(3)) == []
+        return
+    of_the_cpu, *others = _random_states(SimpleNamespace(device=torch.device(device)))
+    assert torch.equal(of_the_cpu, torch.get_rng_state())
+    assert others == ([state] if device == "xpu:1" else [])
+
+
+class OnDevice(SimpleNamespace):
+    """Numbers that can be had all at once only."""
+
+    def tolist(self):
+        return self.numbers
+
+
+@pytest.mark.parametrize("kept_as", [list, torch.tensor, lambda numbers: OnDevice(numbers=numbers)])
+@pytest.mark.parametrize(
+    "differences, fails",
+    [([1e-3, 8e-3, 0.07, 0.5], False), ([1e-3, 2e-2], True), ([1e-3, 1.05e-2], True), ([0.01], True)],
+)
 def test_differences_that_grow_slowly_are_rounding(differences, fails, kept_as):
     outputs = _Outputs()
     samples = [([2.0], [2.0 + 2 * difference]) for difference in differences]
     outputs.pending[0] = [(kept_as(forward), kept_as(again), {torch.float32}) for forward, again in samples]
     with pytest.raises(ValueError, match="gave another output") if fails else nullcontext():
         outputs.judge(0)
+
+
+@pytest.mark.parametrize("multiple, fails", [(16, False), (17, True)])
+def test_the_smallest_normal_numbers_are_as_good_as_zero(multiple, fails):
+    outputs = _Outputs()
+    outputs.pending[0] = [([0.0], [multiple * torch.finfo(torch.float32).smallest_normal], {torch.float32})]
+    with pytest.raises(ValueError, match="gave another output") if fails else nullcontext():
+        outputs.judge(0)
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 17, 31, 32, 210, 256, 864])
+def test_sixteen_numbers_from_all_over_an_output_are_compared(size):
+    """Of two channels both: one stands at even places."""
+    output = torch.arange(size, dtype=torch.float64)
+    with torch.device("meta"):  # whatever is made without a word of a device is made there
+        places = _Outputs().sample(output)
+    assert len(places) == 16
+    different = sorted(set(places))
+    assert len(different) >= min(size, 8)
+    gaps = [after - before for before, after in zip([-1, *different], [*different, size], strict=True)]
+    assert max(gaps) <= size // 16 + 2
+    assert size % 32 or {place % 2 for place in places} == {0, 1}
+
+
+def rerun(function, forward, again, autocast=False):
+    """`function` runs on one input and again on another, as if that had been rebuilt."""
+    call = _Call(function, _Outputs())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        call.run(forward.requires_grad_(), lambda: None)
+    return call.run_again(again)
+
+
+COARSE = {  # functions from float32 to float32
+    "saved": (lambda x: x.bfloat16().square().float(), False),
+    "autocast, and nothing is saved": (lambda x: (x.detach() @ torch.ones(5, 5)).float(), True),
+    "output": (lambda x: (x * 1).bfloat16(), False),
+}
+
+
+@pytest.mark.parametrize("coarse", [None, *COARSE])
+def test_differences_are_judged_by_the_coarsest_precision(coarse):
+    """3 % are more than rounding in float32, and less in bfloat16; 30 % are more."""
+    function, autocast = COARSE.get(coarse, (lambda x: x * torch.ones(5), False))
+    for factor, fails in ((1.001, False), (1.03, coarse is None), (1.3, True)):
+        with pytest.raises(ValueError, match="gave another output") if fails else nullcontext():
+            rerun(function, torch.ones(3, 5), factor * torch.ones(3, 5), autocast)
+
+
+def test_differences_are_relative_to_the_output_in_forward():
+    small, large = torch.ones(3, 5).bfloat16(), 1.22 * torch.ones(3, 5).bfloat16()  # the bar is a fifth
+    rerun(torch.neg, large, small)
+    with pytest.raises(ValueError, match=r"off by 8.\de-01 where its size is 4.0e\+00"):
+        rerun(torch.neg, small, large)
+
+
+def test_an_output_that_only_one_run_gives_as_a_plain_tensor_is_not_judged():
+    for first, second in ((Special, torch.Tensor), (torch.Tensor, Special)):
+        kinds = iter([first, second])
+        rerun(lambda x, kinds=kinds: x.neg().as_subclass(next(kinds)), torch.ones(3, 5), 2 * torch.ones(3, 5))
+
+
+class Special(torch.Tensor):
+    pass
+
+
+def test_the_input_of_the_second_run_stays_as_it_is():
+    again = torch.ones(3, 5)
+    rerun(torch.neg, torch.ones(3, 5), again)
+    assert not again.requires_grad
+
+
+def test_only_what_views_or_copies_a_parameter_shows_it():
+    first, second = (nn.Parameter(torch.ones(3, 5)) for _ in range(2))
+    for shown in (first, first.t(), first.bfloat16(), first.bfloat16().t()):
+        assert _parameter(shown) is first
+    frozen = nn.Parameter(torch.ones(3, 5), requires_grad=False)
+    assert _parameter(frozen) is _parameter(frozen.t()) is frozen
+    for other in (first + second, first * torch.ones(5) + second, torch.ones(3, 5), torch.ones(3, 5).t()):
+        assert _parameter(other) is None
+
+
+def test_a_frozen_parameter_that_is_replaced_is_noticed():
+    """However little the other differs."""
+    trunk, x = make()
+    trunk.executor_class = RebuiltTwoStream
+    weight = trunk.layers[2].g[1].weight.requires_grad_(False)
+    loss = square(trunk(x))
+    trunk.layers[2].g[1].weight = nn.Parameter(weight * (1 + 1e-12), requires_grad=False)
+    for _ in range(weight._version):
+        trunk.layers[2].g[1].weight.mul_(1)
+    assert trunk.layers[2].g[1].weight._version == weight._version
+    with pytest.raises(ValueError, match="changed or replaced"):
+        loss.backward()
+
+
+def test_tensors_that_a_function_holds_keep_no_graph_and_may_be_of_inference():
+    mask, x = torch.ones(5, requires_grad=True) * 2, torch.ones(3, 5)
+    with torch.inference_mode():
+        other = torch.ones(5)
+
+    def function(x):
+        return x * mask + other
+
+    ((held, version),) = _State(function, []).held
+    assert held.grad_fn is None and held.data_ptr() == mask.data_ptr() and version == mask._version
+    assert torch.equal(rerun(function, x, x), torch.full((3, 5), 3.0))
+
+
+def test_streams_written_to_in_other_tensors_of_their_memory_are_others():
+    """These count by themselves how often they were written to."""
+    executor = RebuiltTwoStream()
+    y1, y2 = executor.couple(torch.sin, torch.cos, *executor.enter(make()[1].requires_grad_()))
+    alias = y1.data
+    assert executor._last.same(alias, y2)
+    alias.mul_(2)
+    assert not executor._last.same(alias, y2) and executor._last.same(y1, y2)
+
+
+def test_devices_without_autocast_are_entered_as_they_are():
+    x = torch.ones(3, 5, device="meta", dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert in_full_under_autocast(x) is x
+        assert in_full_under_autocast(torch.ones(3, 5, dtype=torch.bfloat16)).dtype == torch.float32
+    output = _Call(torch.neg, _Outputs())
+    assert output.run(x, lambda: None).device.type == "meta" and output.run_again(x).device.type == "meta"
+    assert output.sample is None
 
 
 def test_streams_in_between_are_let_go_and_those_after_them_are_known():
@@ -1200,6 +1362,11 @@ def test_functions_that_do_not_repeat_are_noticed():
     trunk.eval()
     with pytest.raises(ValueError, match="saved .* tensors.* in forward, but"):
         loss.backward()
+
+    for numbers, message in ([(1, 3), "1 tensors.* in forward, but .*3 tensors"], [(3, 1), "3 .* in .*, but .*1 tensors"]):
+        times = iter(numbers)
+        with pytest.raises(ValueError, match=f"saved .*{message}"):
+            rerun(lambda x, times=times: sum(x.sin() for _ in range(next(times))), torch.ones(5), torch.ones(5))
 
     lengths = iter([5, 4])
 

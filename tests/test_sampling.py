@@ -3,12 +3,13 @@
 import itertools
 import math
 import sys
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
-from modeling_axial.sampling import SAMPLERS, Draw, keep_top_k, keep_top_p
+from modeling_axial.sampling import SAMPLERS, Draw, SamplingOptions, keep_top_k, keep_top_p
 from tests.test_modeling_axial_decoder import make_config, make_inputs, make_model, orders, redraw, variants
 
 EAGER = [name for name in SAMPLERS if name != "compiled"]
@@ -503,6 +504,28 @@ def test_integers_of_any_dtype(dtype):
     expected = sample(model, known=known, **options)
     options["class_labels"] = options["class_labels"].to(dtype)
     assert torch.equal(sample(model, known=(known[0].to(dtype), known[1]), **options), expected)
+
+
+def test_noise_is_drawn_where_the_generator_is(monkeypatch):
+    """So that a seed means the same on every device."""
+    devices, exponential = [], torch.Tensor.exponential_
+
+    def watched(noise, **options):
+        devices.append(noise.device.type)
+        return exponential(noise, **options)
+
+    monkeypatch.setattr(torch.Tensor, "exponential_", watched)
+    tokens, known = torch.zeros(1, 5, device="meta", dtype=torch.long), torch.zeros(1, 5, dtype=torch.bool)
+    for generator in (torch.Generator(), [torch.Generator()], None):
+        draw = Draw(SamplingOptions(generator=generator), 7, (1, 1, 5))
+        assert draw.start_line(tokens, known, ())
+        assert draw.noise.device == tokens.device
+    assert devices == ["cpu", "cpu", "meta"]
+
+
+def test_options_cannot_be_changed_after_they_were_checked():
+    with pytest.raises(FrozenInstanceError):
+        SamplingOptions().temperature = -1.0
 
 
 def test_without_a_generator_the_global_seed_counts():

@@ -54,6 +54,11 @@ def test_induced_attention_written_out(grid, axis, masked):
     torch.testing.assert_close(module(hidden_states, LayerContext(mask=mask)), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_number_of_points_must_be_given():
+    with pytest.raises(ValueError, match="num_inducing_points must be given for axis 1"):
+        InducedAxialAttention(make_config((5, 3), num_inducing_points=None), 1)
+
+
 def test_every_norm_has_the_epsilon_of_the_configuration():
     model = AxialModel(make_config((5, 7), num_inducing_points=[None, 3], pooling="attention", layer_norm_eps=0.25))
     norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]

@@ -28,10 +28,22 @@ def parse(tmp_path):
     def parse(recipe, *argv):
         if recipe is None:
             return parse_arguments(Model, Training, argv=argv)
-        (tmp_path / "recipe.yaml").write_text(recipe)
+        (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
         return parse_arguments(Model, Training, argv=[str(tmp_path / "recipe.yaml"), *argv])
 
     return parse
+
+
+def test_a_recipe_is_read_as_utf_8(monkeypatch, parse):
+    """Whatever the encoding of the system."""
+    encodings = []
+
+    def watched(*args, encoding=None):
+        encodings.append(encoding)
+        return open(*args, encoding="utf-8")
+
+    monkeypatch.setattr("modeling_axial.training.arguments.open", watched, raising=False)
+    assert parse("config_name: zähler\n")[0].config_name == "zähler" and encodings == ["utf-8"]
 
 
 def test_defaults_recipe_and_command_line_in_rising_order(parse):

@@ -2,11 +2,20 @@
 
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
 
-from modeling_axial.training import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, StopRequest, ignore_stop_signals
+from modeling_axial.training import (
+    INTERRUPTED_EXIT_CODE,
+    STOPPED_EXIT_CODE,
+    StopRequest,
+    end_processes,
+    ignore_stop_signals,
+)
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -19,6 +28,7 @@ def test_the_first_signal_is_noted_and_the_handlers_before_come_back(number, exi
         assert not stop.agreed()
         os.kill(os.getpid(), number)
         assert stop.agreed() and stop.exit_code == exit_code
+        assert [signal.getsignal(each) for each in SIGNALS] == [signal.SIG_DFL] * 2, "a second one ends the process"
     finally:
         stop.close()
     assert [signal.getsignal(each) for each in SIGNALS] == before
@@ -54,3 +64,28 @@ def test_a_worker_goes_on():
             os.kill(os.getpid(), number)
 
     assert status_of_a_child(action) == 0
+
+
+def test_what_any_process_received_stops_all():
+    """Two processes, of which the other has received SIGTERM; their device here is "meta"."""
+    received = []
+
+    def gather(own):
+        received.append(own.device.type)
+        return torch.tensor([0, signal.SIGTERM])
+
+    stop = StopRequest(SimpleNamespace(num_processes=2, device=torch.device("meta"), gather=gather))
+    try:
+        assert stop.agreed() is True and received == ["meta"]
+        assert type(stop.exit_code) is int and stop.exit_code == STOPPED_EXIT_CODE  # a tensor is no exit code
+    finally:
+        stop.close()
+
+
+def test_processes_end_one_after_the_other(monkeypatch):
+    steps = []
+    monkeypatch.setattr(signal, "signal", lambda *call: steps.append(call))
+    monkeypatch.setattr(time, "sleep", steps.append)
+    names = "wait_for_everyone", "end_training"
+    end_processes(SimpleNamespace(**{name: lambda name=name: steps.append(name) for name in names}))
+    assert steps == ["wait_for_everyone", (signal.SIGTERM, signal.SIG_IGN), 0.5, "end_training"]
