@@ -1016,6 +1016,15 @@ def test_eager_softmax_runs_in_float32_for_half_precision():
     torch.testing.assert_close(output, value, rtol=5e-3, atol=0)
 
 
+def test_gradients_of_eager_softmax_are_those_of_float32():
+    # Of equal values the weights do not matter: a bfloat16 softmax would give 1/300 rounded, and query a gradient.
+    query, key = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16, requires_grad=True), states(1, 300, 1, 2).bfloat16()
+    value = torch.ones(1, 300, 1, 1, dtype=torch.bfloat16)
+    output, _ = axial_attention(query, 1 + key.abs(), value, 0, attention_interface=eager_attention_forward)
+    (gradient,) = torch.autograd.grad(output.sum(), query)
+    assert gradient.abs().max() < 1e-5
+
+
 BAD_CALLS = {
     "no axis": (((2, 2, 4),) * 3, 0, {}, "at least 1 axis"),
     "negative axis": (((2, 3, 2, 4),) * 3, -1, {}, "from 0 to 0, got -1"),

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -373,6 +374,11 @@ def test_an_unknown_class_that_the_dtype_of_the_labels_cannot_hold():
     model.class_embeddings.register_forward_hook(lambda module, labels, output: seen.append(labels[0]))
     model(**{**inputs, "class_labels": inputs["class_labels"].to(torch.uint8)})
     assert (seen[0] == 256).any()
+
+
+def test_sums_are_in_the_widest_dtype_of_the_device():
+    for device, dtype in (("mps", torch.float32), ("cuda", torch.float64), ("cpu", torch.float64)):
+        assert decoder_file._widest(SimpleNamespace(device=torch.device(device))) == dtype
 
 
 @orders

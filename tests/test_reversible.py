@@ -824,7 +824,7 @@ def test_the_random_state_of_a_device_is_set_for_the_second_run(monkeypatch):
 
 @pytest.mark.parametrize("device", ["xpu:1", "cpu", "meta", "fake"])
 def test_random_states_are_those_of_the_cpu_and_of_the_device(device, monkeypatch):
-    """"xpu" stands for any accelerator."""
+    """ "xpu" stands for any accelerator."""
     state = torch.tensor([7])
     monkeypatch.setattr(torch.xpu, "get_rng_state", lambda device: state if device == torch.device("xpu:1") else None)
     if device == "fake":
@@ -1363,9 +1363,9 @@ def test_functions_that_do_not_repeat_are_noticed():
     with pytest.raises(ValueError, match="saved .* tensors.* in forward, but"):
         loss.backward()
 
-    for numbers, message in ([(1, 3), "1 tensors.* in forward, but .*3 tensors"], [(3, 1), "3 .* in .*, but .*1 tensors"]):
-        times = iter(numbers)
-        with pytest.raises(ValueError, match=f"saved .*{message}"):
+    for first, second in ((1, 3), (3, 1)):
+        times = iter((first, second))
+        with pytest.raises(ValueError, match=f"saved .*{first} tensors.* in forward, but .*{second} tensors"):
             rerun(lambda x, times=times: sum(x.sin() for _ in range(next(times))), torch.ones(5), torch.ones(5))
 
     lengths = iter([5, 4])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
-from modeling_axial.sampling import SAMPLERS, Draw, SamplingOptions, keep_top_k, keep_top_p
+from modeling_axial.sampling import SAMPLERS, Draw, Known, SamplingOptions, keep_top_k, keep_top_p
 from tests.test_modeling_axial_decoder import make_config, make_inputs, make_model, orders, redraw, variants
 
 EAGER = [name for name in SAMPLERS if name != "compiled"]
@@ -521,6 +521,12 @@ def test_noise_is_drawn_where_the_generator_is(monkeypatch):
         assert draw.start_line(tokens, known, ())
         assert draw.noise.device == tokens.device
     assert devices == ["cpu", "cpu", "meta"]
+
+
+def test_what_is_not_known_is_zero():
+    values, mask = torch.tensor([[[5, 6]], [[7, 8]]]), torch.tensor([[[True, False]]])
+    known = Known((values, mask), (2, 1, 2), 9, torch.device("cpu"))
+    assert known.input_ids.tolist() == [[[5, 0]], [[7, 0]]] and known.mask.tolist() == [[[True, False]]] * 2
 
 
 def test_options_cannot_be_changed_after_they_were_checked():

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from accelerate import Accelerator
 
 from modeling_axial.training import find_checkpoint, load_state, lock_folder, save_state
 from modeling_axial.training.checkpoints import (
+    _fsync,
     commit_checkpoint,
     list_checkpoints,
     newest_valid_checkpoint,
@@ -611,3 +613,8 @@ def test_random_states_that_cannot_be_restored_are_an_error(tmp_path, training):
     torch.rand(3)
     with pytest.raises(RuntimeError, match="could not be restored"):
         load_state(training[0], tmp_path / "checkpoint-1")
+
+
+def test_windows_opens_no_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_axial.training.checkpoints.os", SimpleNamespace(name="nt"))  # nothing else is there
+    _fsync(tmp_path)

@@ -66,6 +66,13 @@ def test_a_worker_goes_on():
     assert status_of_a_child(action) == 0
 
 
+def test_a_worker_ignores_both_signals(monkeypatch):
+    calls = []
+    monkeypatch.setattr(signal, "signal", lambda *call: calls.append(call))
+    ignore_stop_signals(0)
+    assert calls == [(number, signal.SIG_IGN) for number in SIGNALS]
+
+
 def test_what_any_process_received_stops_all():
     """Two processes, of which the other has received SIGTERM; their device here is "meta"."""
     received = []
