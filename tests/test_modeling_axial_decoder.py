@@ -410,6 +410,13 @@ def test_a_class_is_hidden_with_exactly_the_probability_of_the_configuration(mon
     assert seen == [[3, 3, 2, 0]]
 
 
+def test_where_no_class_is_hidden_training_draws_nothing():
+    model = make_model(num_classes=3, num_channels=1).train()
+    state = torch.get_rng_state()
+    model(**make_inputs(model.config))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # The parts written out
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -532,6 +533,18 @@ def test_what_is_not_known_is_zero():
 def test_options_cannot_be_changed_after_they_were_checked():
     with pytest.raises(FrozenInstanceError):
         SamplingOptions().temperature = -1.0
+    with pytest.raises(TypeError):
+        SamplingOptions(1.0)  # options have names
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_value_drawn_from_no_number_is_noticed_at_the_end_of_its_line(place):
+    draw = Draw(SamplingOptions(), 7, (1, 1, 3))
+    draw.start_line(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.bool), ())
+    for position in range(3):
+        logits = torch.full((1, 7), math.nan if position == place else 0.0)
+        with pytest.raises(ValueError, match="NaN") if position == 2 else nullcontext():
+            draw(position, logits)
 
 
 def test_without_a_generator_the_global_seed_counts():

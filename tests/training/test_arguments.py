@@ -46,6 +46,13 @@ def test_a_recipe_is_read_as_utf_8(monkeypatch, parse):
     assert parse("config_name: zähler\n")[0].config_name == "zähler" and encodings == ["utf-8"]
 
 
+def test_arguments_may_be_any_sequence(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 0.2")
+    parsed = parse_arguments(Model, Training, argv=(str(recipe), "--num_train_epochs", "5"))
+    assert parsed == (Model(), Training(0.2, 5))
+
+
 def test_defaults_recipe_and_command_line_in_rising_order(parse):
     recipe = "config_name: digits\nlearning_rate: 1e-3\nmax_train_steps: 7\nwith_tracking: true\n"
     assert parse(None) == (Model(), Training())

@@ -618,3 +618,20 @@ def test_random_states_that_cannot_be_restored_are_an_error(tmp_path, training):
 def test_windows_opens_no_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_axial.training.checkpoints.os", SimpleNamespace(name="nt"))  # nothing else is there
     _fsync(tmp_path)
+
+
+def test_a_file_that_was_written_to_the_disk_is_closed(tmp_path):
+    def next_descriptor():
+        descriptor = os.dup(0)
+        os.close(descriptor)
+        return descriptor
+
+    before = next_descriptor()
+    _fsync(tmp_path)
+    assert next_descriptor() == before
+
+
+def test_a_lock_waits_for_ten_seconds(tmp_path):
+    lock = lock_folder(tmp_path)
+    lock.release()
+    assert lock.timeout == 10
