@@ -635,3 +635,27 @@ def test_a_lock_waits_for_ten_seconds(tmp_path):
     lock = lock_folder(tmp_path)
     lock.release()
     assert lock.timeout == 10
+
+
+def test_what_is_wrong_with_a_file_is_said(tmp_path):
+    for number, state in enumerate(("missing", "not listed", "changed")):
+        checkpoint = save(tmp_path, number)
+        file = checkpoint / ("another.bin" if state == "not listed" else "optimizer.bin")
+        if state == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(b"other")
+        with pytest.raises(ValueError, match=f"'{file.name}' is {state}$"):
+            verify_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_is_there_once_all_have_written_and_before_any_goes_on(tmp_path):
+    steps = []
+    Accelerator(cpu=True)
+    processes = SimpleNamespace(
+        is_main_process=True,
+        save_state=lambda folder: steps.append("written"),
+        wait_for_everyone=lambda: steps.append([path.name for path in list_checkpoints(tmp_path)]),
+    )
+    save_state(processes, tmp_path, 1)
+    assert steps == ["written", [], ["checkpoint-1"]]
