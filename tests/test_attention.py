@@ -446,6 +446,20 @@ def test_biases_are_split_with_the_lines(monkeypatch, axis, sizes, masked, backe
         torch.testing.assert_close(ours, theirs)
 
 
+def test_lines_of_an_exported_graph_are_not_counted(monkeypatch):
+    """Their number is open, and a comparison would close it."""
+    query, calls = states(2, 5, 3, 2, 4), []
+
+    def backend(*args, **options):
+        calls.append(args)
+        return eager_attention_forward(*args, **options)
+
+    monkeypatch.setattr(attention_module, "MAX_LINES", 4)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    axial_attention(query, query, query, 0, attention_interface=backend)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_65537_lines(axis):
     grid = (2, 65_537) if axis == 0 else (65_537, 2)
