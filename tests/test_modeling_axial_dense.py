@@ -537,8 +537,10 @@ def exported(model, picture, whole):
     )
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole patches", "any size"])
-@pytest.mark.parametrize("num_axes", [1, 2, pytest.param(3, marks=pytest.mark.audit)])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(True, marks=pytest.mark.audit, id="whole patches"), pytest.param(False, id="any size")]
+)
+@pytest.mark.parametrize("num_axes", [1, *(pytest.param(axes, marks=pytest.mark.audit) for axes in (2, 3))])
 @dense_heads
 @model_classes
 def test_exported_equals_eager_at_other_sizes(model_class, dense_head, num_axes, whole):

@@ -159,6 +159,7 @@ def test_registered_and_refused_without_a_window():
         WindowedAxialAttention.prepare(config, config.axes[0], AxisCells(torch.zeros(1, 5)))
 
 
+@pytest.mark.audit
 @pytest.mark.parametrize("periodic", [False, True])
 def test_compiled_with_open_sizes(periodic):
     config = make_config((3, 73), periodic=periodic, position_embedding="rotary+relative", num_hidden_layers=1)
