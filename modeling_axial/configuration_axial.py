@@ -11,6 +11,7 @@ from .configuration_strict import (
     StrictConfig,
     activation_name,
     booleans,
+    check_positions,
     fractions,
     names_or_none,
     non_negative_number,
@@ -39,9 +40,6 @@ FIELDS_PER_AXIS = ("position_embedding", "mixer", "num_inducing_points", "attent
 
 # What `mixer` takes. Code that adds a class to `MIXER_CLASSES` adds its name here.
 MIXER_NAMES = {"full", "induced", "window"}
-
-# What `position_embedding` takes. Code that adds a kind to `POSITION_KINDS` adds its name here.
-POSITION_NAMES = {"none", "learned", "rotary", "relative"}
 
 
 @strict
@@ -291,17 +289,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
                     f"patch_size={self.patch_size}."
                 )
         for axis in self.axes:
-            unknown = [name for name in axis.positions if name not in POSITION_NAMES]
-            if unknown:
-                raise ValueError(
-                    f"position_embedding={self.position_embedding!r}: {unknown[0]!r} is none of "
-                    f"{', '.join(sorted(POSITION_NAMES))}."
-                )
-            repeated = len(set(axis.positions)) < len(axis.positions)
-            if repeated or ("none" in axis.positions and axis.positions != ("none",)):
-                raise ValueError(
-                    f'position_embedding={self.position_embedding!r} must name each kind once, and "none" alone.'
-                )
+            check_positions(self.position_embedding, axis.positions, self.head_dim)
             if axis.mixer not in MIXER_NAMES:
                 raise ValueError(f"mixer={self.mixer!r}: {axis.mixer!r} is none of {', '.join(sorted(MIXER_NAMES))}.")
             chosen = {"induced": axis.num_inducing_points, "window": axis.attention_window}
@@ -316,8 +304,6 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
                     f'position_embedding="relative" needs scores between cells, but axis {axis.axis} has '
                     f"num_inducing_points={axis.num_inducing_points}."
                 )
-            if "rotary" in axis.positions and self.head_dim % 2:
-                raise ValueError(f'position_embedding="rotary" rotates pairs: head_dim={self.head_dim} must be even.')
         if self.attention_mode == "split" and self.num_attention_heads % self.num_axes:
             raise ValueError(
                 f'attention_mode="split" shares out the heads: num_attention_heads={self.num_attention_heads} must be '

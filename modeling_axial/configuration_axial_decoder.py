@@ -1,6 +1,6 @@
 """Configuration of the autoregressive Axial Transformer (`AxialForCausalImageModeling`)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 
@@ -9,11 +9,13 @@ from .configuration_strict import (
     DerivedInt,
     StrictConfig,
     activation_name,
+    check_positions,
     number_of_layers,
     positive_int,
     positive_lengths,
     positive_number,
     probability,
+    sums_of_names,
 )
 
 
@@ -69,6 +71,10 @@ class AxialDecoderConfig(StrictConfig):
             Activation inside the feed-forward.
         feed_forward (`"mlp"` or `"gated_mlp"`, defaults to `"mlp"`):
             What each block computes cell by cell.
+        position_embedding (`str`, defaults to `"learned"`):
+            Where a token is, along every axis. `"learned"`: one additive table per axis, interpolated to other sizes.
+            `"rotary"`: every block turns queries and keys by the position along its axis. `"relative"`: a learned bias
+            per block, head and distance along its axis. `"none"`. Or several at once, such as `"learned+relative"`.
         reversible (`bool`, defaults to `False`):
             Two-stream residual arithmetic instead of one stream. The two are different functions of the same weights.
 
@@ -95,6 +101,7 @@ class AxialDecoderConfig(StrictConfig):
     num_condition_channels: int = count(default=0)
     hidden_act: str = activation_name(default="quick_gelu")
     feed_forward: Literal["mlp", "gated_mlp"] = "mlp"
+    position_embedding: str = sums_of_names(default="learned")
     reversible: bool = False
     qkv_bias: bool = True
     hidden_dropout_prob: float | int = probability(default=0.0)
@@ -116,9 +123,18 @@ class AxialDecoderConfig(StrictConfig):
     @property
     def axes(self) -> tuple[AxisDescription, ...]:
         """The axes of a token grid, slow to fast."""
+        return self.describe_axes(self.grid_shape)
+
+    def describe_axes(self, grid_shape: tuple[int, ...]) -> tuple[AxisDescription, ...]:
+        """The axes of a grid of this native shape, slow to fast."""
         return tuple(
-            AxisDescription(axis, length, num_heads=self.num_attention_heads)
-            for axis, length in enumerate(self.grid_shape)
+            AxisDescription(
+                axis,
+                length,
+                num_heads=self.num_attention_heads,
+                positions=tuple(self.position_embedding.split("+")),
+            )
+            for axis, length in enumerate(grid_shape)
         )
 
     @property
@@ -149,3 +165,27 @@ class AxialDecoderConfig(StrictConfig):
         super().validate_architecture()
         if self.class_dropout_prob and self.num_classes is None:
             raise ValueError(f"class_dropout_prob={self.class_dropout_prob} needs num_classes, which is None.")
+        check_positions(self.position_embedding, self.axes[0].positions, self.head_dim)
+
+
+class ExteriorConfig:
+    """What the exterior encoder reads of a configuration: all as it is, but for the grid, which is that of the pixels.
+
+    A view and no copy, as the attention implementation may change at run time.
+    """
+
+    def __init__(self, config: AxialDecoderConfig):
+        self.decoder = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "decoder" or name.startswith("__"):  # not there while a copy is made
+            raise AttributeError(name)
+        return getattr(self.decoder, name)
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        return tuple(self.decoder.image_size)
+
+    @property
+    def axes(self) -> tuple[AxisDescription, ...]:
+        return self.decoder.describe_axes(self.grid_shape)

@@ -119,6 +119,23 @@ def names_of_classes(value: dict[int, str] | dict[str, str] | None) -> None:
         raise ValueError(f"must name each class from 0 to {len(value) - 1}, got {value}")
 
 
+# What `position_embedding` takes. Code that adds a kind to `POSITION_KINDS` adds its name here.
+POSITION_NAMES = {"none", "learned", "rotary", "relative"}
+
+
+def check_positions(position_embedding: str | list[str], names: tuple[str, ...], head_dim: int) -> None:
+    """Raises `ValueError` unless `names`, those of an axis in `position_embedding`, can be its kinds of position."""
+    unknown = [name for name in names if name not in POSITION_NAMES]
+    if unknown:
+        raise ValueError(
+            f"position_embedding={position_embedding!r}: {unknown[0]!r} is none of {', '.join(sorted(POSITION_NAMES))}."
+        )
+    if len(set(names)) < len(names) or ("none" in names and names != ("none",)):
+        raise ValueError(f'position_embedding={position_embedding!r} must name each kind once, and "none" alone.')
+    if "rotary" in names and head_dim % 2:
+        raise ValueError(f'position_embedding="rotary" rotates pairs: head_dim={head_dim} must be even.')
+
+
 # A width that follows from other fields where it is not given. It may be given as None, and is always read as a number.
 if TYPE_CHECKING:
     DerivedInt = int

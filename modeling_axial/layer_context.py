@@ -15,7 +15,8 @@ class LayerContext(NamedTuple):
     # Periodic axes of which the grid is a part only: their ends do not meet.
     cropped_axes: tuple[int, ...] = ()
     # Where causal attention that is given one position after the other keeps keys and values: its `append(attention,
-    # key, value)` returns those of all positions so far, and a mask over them or None, in place of the mask above.
+    # key, value)` returns those of all positions so far, and a mask over them or None, in place of the mask above; its
+    # `cells(hidden_states)` are the positions along its `axis` of the query, the newest one, and of these keys.
     cache: Any = None
     output_attentions: bool = False
 

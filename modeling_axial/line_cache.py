@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .position_embeddings import AxisCells, count_cells
+
 
 class LineCache:
     """Keys and values of causal attention along one axis, that is given one position after the other.
@@ -28,6 +30,11 @@ class LineCache:
         keys.narrow(dim, self.position, 1).copy_(key)
         values.narrow(dim, self.position, 1).copy_(value)
         return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1), None
+
+    def cells(self, states: torch.Tensor) -> AxisCells:
+        """Where the position that is given and the keys that come back lie along the axis, as numbers of `states`."""
+        keys = count_cells(self.position + 1, states)
+        return AxisCells(keys[:, -1:], queries=keys[:, -1:], keys=keys)
 
     def _find(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if attention not in self._kept:
@@ -62,3 +69,9 @@ class StaticLineCache(LineCache):
         keys.index_copy_(self.axis + 1, self._position, key)
         values.index_copy_(self.axis + 1, self._position, value)
         return keys, values, self._positions <= self._position
+
+    def cells(self, states: torch.Tensor) -> AxisCells:
+        """Those of whole lines."""
+        keys = count_cells(self.length, states)
+        position = self._position.to(keys.dtype)[None]
+        return AxisCells(position, queries=position, keys=keys)

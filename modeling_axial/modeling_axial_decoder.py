@@ -23,13 +23,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
-from .attention import AxialAttentionCore
+from .attention import AxialAttentionCore, AxialSelfAttention
 from .axial_layer import AxialBlock, run_layers
-from .configuration_axial_decoder import AxialDecoderConfig
+from .configuration_axial_decoder import AxialDecoderConfig, ExteriorConfig
 from .forward_keywords import records_outputs
 from .grid import neighbourhoods, shift
-from .layer_context import LayerContext
-from .position_embeddings import LearnedPositionEmbedding
+from .layer_context import NO_CONTEXT, LayerContext
+from .position_embeddings import GridPosition, LinePosition, add_grid_positions, cells_of_axis
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
 from .sampling import SAMPLERS, Draw, Known, SamplingOptions, to_integers
@@ -42,17 +42,23 @@ class AxialStack(nn.Module):
     activations; `executor_class = TwoStream` stores them at run time.
     """
 
-    def __init__(self, config: AxialDecoderConfig, directions: list[tuple[int, bool]]):
+    def __init__(self, config: AxialDecoderConfig | ExteriorConfig, directions: list[tuple[int, bool]]):
         super().__init__()
+        self.config = config
         self.executor_class = RebuiltTwoStream if config.reversible else OneStream
         self.blocks = nn.ModuleList(AxialBlock(config, axis, is_causal) for axis, is_causal in directions)
         for branch in (branch for block in self.blocks for branch in (block.attention, block.feed_forward)):
             branch.last_projection.initial_gain = 1e-10  # pyrefly: ignore  residual branches start at about zero
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, layer_context: LayerContext = NO_CONTEXT, **kwargs) -> torch.Tensor:
         """`kwargs`: as in `run_layers`. With a cache in the `layer_context`, `hidden_states` is the next position along
         the causal axis."""
-        return run_layers(self.blocks, self.executor_class, hidden_states, **kwargs)
+        prepared = tuple(
+            AxialSelfAttention.prepare(self.config, axis, cells_of_axis(axis, hidden_states, layer_context.cache))
+            for axis in self.config.axes
+        )
+        layer_context = layer_context._replace(prepared=prepared)
+        return run_layers(self.blocks, self.executor_class, hidden_states, layer_context, **kwargs)
 
 
 class AxialExteriorEncoder(nn.Module):
@@ -62,12 +68,15 @@ class AxialExteriorEncoder(nn.Module):
         super().__init__()
         num_axes = len(config.image_size)
         self.projection = nn.Linear(config.num_exterior_channels * 3**num_axes, config.hidden_size)
-        self.position_embeddings = LearnedPositionEmbedding(config, grid_shape=config.image_size)
-        self.stack = AxialStack(config, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
+        grid = ExteriorConfig(config)
+        self.position_names = add_grid_positions(self, grid)
+        self.stack = AxialStack(grid, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
 
     def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         """`context`: added to every cell, broadcast. `kwargs`: as in `run_layers`."""
-        hidden_states = self.position_embeddings(self.projection(neighbourhoods(planes)))
+        hidden_states = self.projection(neighbourhoods(planes))
+        for name in self.position_names:
+            hidden_states = self.get_submodule(name)(hidden_states)
         return self.stack(hidden_states if context is None else hidden_states + context, **kwargs)
 
 
@@ -128,7 +137,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         self.class_embeddings = (
             nn.Embedding(config.num_class_embeddings, config.hidden_size) if config.num_classes else None
         )
-        self.position_embeddings = LearnedPositionEmbedding(config)
+        self.position_names = add_grid_positions(self, config)
         self.exterior = AxialExteriorEncoder(config) if config.num_exterior_channels else None
         num_axes = len(config.grid_shape)
         self.outer_levels = nn.ModuleList(
@@ -147,14 +156,18 @@ class AxialForCausalImageModeling(CodeCarryingModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The paper's: weights at variance 1 / inputs times their `initial_gain` squared, tables at 5 / sqrt(width)."""
+        """The paper's: weights at variance 1 / inputs times their `initial_gain` squared, tables of what is added to
+        tokens at 5 / sqrt(width). What is added to scores starts small."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             std = getattr(module, "initial_gain", 1.0) * module.in_features**-0.5
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std) if std else init.zeros_(module.weight)
-        elif isinstance(module, nn.Embedding | LearnedPositionEmbedding):
+        elif isinstance(module, nn.Embedding | GridPosition):
             for table in module.parameters(recurse=False):
                 init.normal_(table, std=5 * self.config.hidden_size**-0.5)
+        elif isinstance(module, LinePosition):
+            for table in module.parameters(recurse=False):
+                init.trunc_normal_(table, std=0.02)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
@@ -345,7 +358,9 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             cells = cells + (encoded if encoded.dim() == cells.dim() else encoded.unsqueeze(1))
         if classes is not None:
             cells = cells + (classes if classes.dim() == cells.dim() else classes.unsqueeze(1))
-        return self.position_embeddings(cells)
+        for name in self.position_names:
+            cells = self.get_submodule(name)(cells)
+        return cells
 
     def decode(self, tokens: torch.Tensor, context: torch.Tensor, **kwargs) -> torch.Tensor:
         """Tokens `(B, *grid)` of one token grid to logits `(B, *grid, vocab_size)`, each from the tokens before it."""

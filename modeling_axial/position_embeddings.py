@@ -90,18 +90,17 @@ class LearnedPositionEmbedding(GridPosition):
     it lies. At native size a cell gets its row exactly, elsewhere a linear mix of two. On a periodic axis the table is
     a circle, spread over the period, whatever the mask.
 
-    `axes`: those that have a table, all by default. `grid_shape`: the native grid, if it is not that of `config`.
+    `axes`: those that have a table, all by default.
     """
 
     name_in_embeddings = "position_embeddings"
 
-    def __init__(self, config: BlockConfig, axes: Sequence[int] | None = None, grid_shape: Sequence[int] | None = None):
-        grid_shape = config.grid_shape if grid_shape is None else grid_shape
-        axes = range(len(grid_shape)) if axes is None else axes
+    def __init__(self, config: BlockConfig, axes: Sequence[int] | None = None):
+        axes = range(len(config.grid_shape)) if axes is None else axes
         super().__init__(config, axes)
         self.axes = tuple(axes)
         for axis in self.axes:
-            table = nn.Parameter(torch.empty(grid_shape[axis], config.hidden_size))
+            table = nn.Parameter(torch.empty(config.grid_shape[axis], config.hidden_size))
             self.register_parameter(f"axis_{axis}", table)
         self.periodic_axes = {axis.axis for axis in config.axes if axis.periodic}
 
@@ -255,6 +254,14 @@ def make_grid_positions(config: BlockConfig) -> list[GridPosition]:
     return [kind(config, axes) for kind, axes in axes_of.items()]
 
 
+def add_grid_positions(module: nn.Module, config: BlockConfig) -> list[str]:
+    """Adds the kinds of position of a grid to the module that embeds it, under their own names, which it returns."""
+    kinds = make_grid_positions(config)
+    for kind in kinds:
+        module.add_module(kind.name_in_embeddings, kind)
+    return [kind.name_in_embeddings for kind in kinds]
+
+
 def line_classes(axis: AxisDescription) -> list[type[LinePosition]]:
     """The kinds of position that attention along an axis reads."""
     return [kind for kind in (POSITION_KINDS[name].line for name in axis.positions) if kind is not None]
@@ -265,8 +272,13 @@ def prepare_line(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -
     return tuple(kind.prepare(config, axis, cells) for kind in line_classes(axis))
 
 
-def cells_of_axis(axis: AxisDescription, hidden_states: torch.Tensor) -> AxisCells:
-    """The cells of a grid (B, *grid, hidden_size) along an axis, all of it, counted from 0."""
+def cells_of_axis(axis: AxisDescription, hidden_states: torch.Tensor, cache: Any = None) -> AxisCells:
+    """The cells of a grid (B, *grid, hidden_size) along an axis, all of it, counted from 0.
+
+    Along the axis of a `LineCache` the grid is one position, which meets all those before it.
+    """
+    if cache is not None and cache.axis == axis.axis:
+        return cache.cells(hidden_states)
     length = hidden_states.shape[axis.axis + 1]
     return AxisCells(count_cells(length, hidden_states), length if axis.periodic else None)
 

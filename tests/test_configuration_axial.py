@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_axial import AxialConfig
-from modeling_axial.configuration_strict import AxisDescription, StrictConfig
+from modeling_axial.configuration_strict import AxisDescription, StrictConfig, check_positions
 from tests.test_configuration_strict import stored, tiny_config
 
 # For each field: values of a wrong type, values out of range, values that are right.
@@ -366,6 +366,7 @@ def test_a_file_of_before_there_were_these_fields_opens_as_it_was(tmp_path):
 
 def test_every_rule_has_a_violation():
     rules = [inspect.getsource(config_class.validate_architecture) for config_class in (AxialConfig, StrictConfig)]
+    rules.append(inspect.getsource(check_positions))
     assert "".join(rules).count("raise ValueError") == len(RULES)
 
 

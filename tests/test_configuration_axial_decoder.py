@@ -1,10 +1,11 @@
+import copy
 import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_axial.configuration_axial import AxialConfig
-from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
+from modeling_axial.configuration_axial_decoder import AxialDecoderConfig, ExteriorConfig
 
 
 def test_defaults():
@@ -12,7 +13,7 @@ def test_defaults():
     assert (config.image_size, config.num_channels, config.vocab_size) == ([32, 32], 3, 256)
     assert (config.head_dim, config.intermediate_size) == (32, 1024)
     assert config.channel_order == "slices" and config.num_classes is None and config.num_condition_channels == 0
-    assert config.model_type == "axial_decoder"
+    assert config.position_embedding == "learned" and config.model_type == "axial_decoder"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,7 @@ def test_blocks_that_fsdp_splits(fields, stacks):
         {},
         {"image_size": (2, 3, 5), "num_channels": 1, "vocab_size": 2, "hidden_size": 7, "head_dim": 3},
         {"image_size": [9], "channel_order": "nested", "num_classes": 10, "num_condition_channels": 3},
+        {"position_embedding": "rotary+relative"},
         {"reversible": True, "feed_forward": "gated_mlp", "hidden_dropout_prob": 0.1, "intermediate_size": 5},
     ],
     ids=str,
@@ -77,6 +79,8 @@ WRONG_FIELDS = [
     *({"num_condition_channels": value} for value in (-1, "1", None)),
     *({"channel_order": value} for value in ("interleaved", None)),
     *({"feed_forward": value} for value in ("convolution", None)),
+    *({"position_embedding": value} for value in ("", "sinusoidal", "rotary+rotary", "none+rotary", "rotary+", None)),
+    {"position_embedding": ["rotary", "relative"]},
     *(
         {name: value}
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "class_dropout_prob")
@@ -93,6 +97,33 @@ def test_wrong_values_are_named(fields):
     (name,) = fields
     with pytest.raises(StrictDataclassError, match=name):
         AxialDecoderConfig(**fields)
+
+
+def test_rotary_positions_turn_pairs():
+    options = {"hidden_size": 6, "num_attention_heads": 2}
+    with pytest.raises(StrictDataclassError, match='position_embedding="rotary" rotates pairs: head_dim=3'):
+        AxialDecoderConfig(**options, position_embedding="learned+rotary")
+    assert AxialDecoderConfig(**options, position_embedding="relative").head_dim == 3
+
+
+def test_a_file_of_before_there_were_other_positions_opens_as_it_was():
+    stored = AxialDecoderConfig(image_size=(5, 7)).to_dict()
+    del stored["position_embedding"]
+    assert AxialDecoderConfig.from_dict(stored) == AxialDecoderConfig(image_size=(5, 7))
+
+
+def test_axes_of_tokens_and_of_pixels():
+    options = {"channel_order": "nested", "num_condition_channels": 1, "position_embedding": "learned+relative"}
+    config = AxialDecoderConfig(image_size=(5, 7), num_attention_heads=4, **options)
+    exterior = copy.deepcopy(ExteriorConfig(config))
+    assert [(axis.axis, axis.length) for axis in config.axes] == [(0, 3), (1, 5), (2, 7)]
+    assert [(axis.axis, axis.length) for axis in exterior.axes] == [(0, 5), (1, 7)]
+    for axis in (*config.axes, *exterior.axes):
+        assert axis.positions == ("learned", "relative") and axis.num_heads == 4
+    assert exterior.grid_shape == (5, 7) and exterior.head_dim == 64
+    view = ExteriorConfig(config)
+    config.hidden_dropout_prob = 0.5
+    assert (view.hidden_dropout_prob, exterior.hidden_dropout_prob) == (0.5, 0.0)
 
 
 def test_only_classes_can_be_hidden():

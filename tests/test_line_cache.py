@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from modeling_axial.attention import AxialSelfAttention
+from modeling_axial.layer_context import LayerContext
 from modeling_axial.line_cache import LineCache, StaticLineCache
-from tests.test_modeling_axial_decoder import make_model, variants
+from tests.test_modeling_axial_decoder import kinds, make_config, make_model, redraw, variants
 from tests.test_sampling import conditions, sample
 
 
@@ -43,6 +45,60 @@ def test_static_tensors_and_a_mask_of_what_has_come():
         ]
         assert torch.equal(keys[:, :, mask], key[:, :, : position + 1])
         assert torch.equal(values[:, :, mask], value[:, :, : position + 1])
+
+
+def attended_by_loops(attention, hidden_states):
+    """The causal attention of lines (lines, length, hidden_size) by its formula, one head, query and key at a time."""
+    kinds = [type(position).__name__ for position in attention.positions]
+    query, key, value = (
+        projection(hidden_states).unflatten(-1, (-1, attention.head_dim))
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    pairs = attention.head_dim // 2
+    frequencies = torch.tensor([10000.0 ** (-pair / pairs) for pair in range(pairs)], dtype=torch.float64)
+
+    def turned(states, position):
+        numbers = torch.complex(states[..., :pairs], states[..., pairs:])
+        numbers = numbers * torch.polar(torch.ones(pairs, dtype=torch.float64), position * frequencies)
+        return torch.cat((numbers.real, numbers.imag), -1)
+
+    rows = []
+    for t in range(hidden_states.shape[1]):
+        scores = []
+        for s in range(t + 1):
+            q, k = query[:, t], key[:, s]
+            if "RotaryPosition" in kinds:
+                q, k = turned(q, t), turned(k, s)
+            score = (q * k).sum(-1) * attention.head_dim**-0.5
+            if "RelativePosition" in kinds:
+                table = attention.positions[kinds.index("RelativePosition")].table
+                reach = len(table) // 2
+                score = score + table[min(t - s, reach) + reach]
+            scores.append(score)
+        weights = torch.stack(scores, -1).softmax(-1)  # (lines, heads, keys)
+        rows.append(torch.einsum("bns,bsnd->bnd", weights, value[:, : t + 1]).flatten(-2))
+    return attention.o_proj(torch.stack(rows, 1))
+
+
+@kinds
+@pytest.mark.parametrize(("axis", "static"), [(0, False), (1, False), (2, False), (2, True)])
+def test_a_layer_alone_given_one_position_after_the_other(axis, static, position_embedding):
+    """As the whole line at once, and as by loops; the native lengths are 2, so that distances leave the tables."""
+    config = make_config((2, 2, 2), position_embedding=position_embedding)
+    attention = redraw(AxialSelfAttention(config, axis, is_causal=True).double())
+    grid = [3, 2, 2]
+    grid[axis] = 7
+    hidden_states = torch.randn(2, *grid, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    lines = hidden_states.movedim(axis + 1, -2)
+    with torch.no_grad():
+        whole = attention(hidden_states)
+        expected = attended_by_loops(attention, lines.flatten(0, -3)).view(lines.shape).movedim(-2, axis + 1)
+        torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
+        cache = StaticLineCache(2, 7, hidden_states.device) if static else LineCache(axis, 7)
+        for position in range(7):
+            cache.position = position
+            step = attention(hidden_states.narrow(axis + 1, position, 1), LayerContext(cache=cache))
+            torch.testing.assert_close(step, whole.narrow(axis + 1, position, 1), rtol=1e-12, atol=1e-12)
 
 
 @variants
@@ -108,6 +164,30 @@ def share_a_cache_between_blocks(monkeypatch):
         "append",
         lambda self, attention, key, value: append(self, next(iter(self._kept), attention), key, value),
     )
+
+
+def count_from_zero_on(axis):
+    def plant(monkeypatch):
+        cells = LineCache.cells
+
+        def forgetful(self, states):
+            found = cells(self, states)
+            zero = torch.zeros_like(found.positions)
+            return found._replace(positions=zero, queries=zero) if self.axis == axis else found
+
+        monkeypatch.setattr(LineCache, "cells", forgetful)
+
+    return plant
+
+
+@pytest.mark.parametrize("position_embedding", ["rotary", "relative"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_positions_of_a_cache_that_are_wrong_are_seen(monkeypatch, axis, position_embedding):
+    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, position_embedding=position_embedding)
+    expected = sample(model, 4)
+    count_from_zero_on(axis)(monkeypatch)
+    assert not torch.equal(sample(model, 4), expected)
+    assert torch.equal(sample(model, 4, sampler="semi_parallel"), expected)
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,11 @@ variants = pytest.mark.parametrize(
         {"channel_order": "nested", "num_classes": 3, "num_condition_channels": 2, "num_channels": 3},
         {"num_channels": 1},
         {"reversible": True, "feed_forward": "gated_mlp", "num_outer_layers": 2},
+        {"channel_order": "nested", "num_condition_channels": 1, "position_embedding": "rotary+relative"},
     ],
     ids=str,
 )
+kinds = pytest.mark.parametrize("position_embedding", ["relative", "rotary", "learned+rotary+relative"])
 
 
 # The start of training
@@ -114,7 +116,8 @@ def test_training_starts_at_the_uniform_distribution(overrides, dtype):
 
 def test_start_of_the_weights():
     torch.manual_seed(0)
-    model = AxialForCausalImageModeling(make_config(hidden_size=256, num_classes=64, vocab_size=64))
+    options = {"hidden_size": 256, "num_classes": 64, "vocab_size": 64, "position_embedding": "learned+relative"}
+    model = AxialForCausalImageModeling(make_config((31, 37), num_attention_heads=8, **options))
     seen = set()
     for name, parameter in model.named_parameters():
         part = name.split(".")[-2]
@@ -128,10 +131,36 @@ def test_start_of_the_weights():
             assert 0.8 < parameter.std() * parameter.shape[1] ** 0.5 < 1.1
         elif part in ("token_embeddings", "class_embeddings", "position_embeddings"):
             assert 0.8 < parameter.std() / (5 / 16) < 1.2
+        elif name.endswith("positions.0.table"):
+            assert 0.8 < parameter.std() / 0.02 < 1.1
         else:
             assert part == "norm" and (parameter == 1).all()
         seen.add(part)
-    assert {"o_proj", "fc2", "head", "projection", "class_embeddings", "position_embeddings"} <= seen
+    assert {"o_proj", "fc2", "head", "projection", "class_embeddings", "position_embeddings", "0"} <= seen
+
+
+def position_tables(**overrides):
+    model = AxialForCausalImageModeling(make_config((4, 5), num_channels=3, num_condition_channels=1, **overrides))
+    tables = {name: tuple(table.shape) for name, table in model.named_parameters() if "position" in name}
+    return tables, {name for name, _ in model.named_parameters()} - set(tables)
+
+
+def test_tables_of_positions():
+    """Of the native grid of the tokens, or of the pixels; learned ones and those of distances where they are named."""
+    learned = {f"{part}position_embeddings.axis_{axis}": (4 + axis, 8) for part in ("", "exterior.") for axis in (0, 1)}
+    place = "attention.attention.positions"
+    distances = {"exterior.stack.blocks.0": 4, "exterior.stack.blocks.1": 5, "inner_level.blocks.0": 5}
+    distances |= {"outer_levels.0.blocks.0": 5, "outer_levels.0.blocks.1": 4}
+    relative = {f"{block}.{place}.%s.table": (2 * length - 1, 2) for block, length in distances.items()}
+    first, second = ({name % index: shape for name, shape in relative.items()} for index in (0, 1))
+    expected = {"learned": learned, "none": {}, "rotary": {}, "relative": first}
+    expected |= {"learned+relative": learned | first, "rotary+relative": second}
+    others = position_tables()[1]
+    for position_embedding, tables in expected.items():
+        assert position_tables(position_embedding=position_embedding) == (tables, others)
+    nested, _ = position_tables(position_embedding="relative", channel_order="nested")
+    found = {name.split(".attention")[0]: shape for name, shape in nested.items()}
+    assert found["exterior.stack.blocks.0"] == (7, 2) and found["outer_levels.0.blocks.2"] == (5, 2)
 
 
 # Who knows whom
@@ -168,6 +197,13 @@ def test_logits_depend_on_exactly_what_comes_before(image_size, num_channels, ch
 @orders
 def test_four_axes(channel_order):
     model = make_model((3, 2, 2, 3), channel_order=channel_order)
+    assert torch.equal(dependencies(model), strict_raster_order(model.config))
+
+
+@orders
+@kinds
+def test_dependencies_with_positions_in_the_blocks(position_embedding, channel_order):
+    model = make_model((4, 5), channel_order=channel_order, position_embedding=position_embedding)
     assert torch.equal(dependencies(model), strict_raster_order(model.config))
 
 
@@ -640,11 +676,15 @@ def loss_and_gradients(model, inputs):
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-@orders
-def test_reversible_and_checkpointed_training_gives_the_same_gradients(channel_order):
+@pytest.mark.parametrize(
+    ("channel_order", "position_embedding"),
+    [("slices", "learned"), ("nested", "learned"), ("slices", "learned+rotary+relative")],
+)
+def test_reversible_and_checkpointed_training_gives_the_same_gradients(channel_order, position_embedding):
     for reversible in (False, True):
         model = make_model(
             channel_order=channel_order,
+            position_embedding=position_embedding,
             reversible=reversible,
             num_channels=3,  # of 2 the first alone counts, whose causal attention has nothing to choose from
             num_outer_layers=2,
@@ -913,7 +953,8 @@ print("equal")
 
 
 def test_checkpoint_opens_where_the_package_is_not_installed(run_python, tmp_path):
-    config = make_config((3, 4), num_channels=3, num_classes=3, num_condition_channels=1, reversible=True)
+    options = {"num_classes": 3, "num_condition_channels": 1, "position_embedding": "learned+rotary+relative"}
+    config = make_config((3, 4), num_channels=3, reversible=True, **options)
     model = redraw(AxialForCausalImageModeling(config).eval())
     model.register_for_auto_class("AutoModelForCausalLM")
     AxialDecoderConfig.register_for_auto_class()
@@ -953,8 +994,9 @@ def test_weights_offloaded_to_disk(channel_order, tmp_path):
     torch.testing.assert_close(offloaded(**inputs).logits, model(**inputs).logits, rtol=1e-12, atol=1e-12)
 
 
-def test_saved_and_loaded_with_the_package(tmp_path):
-    model = make_model(dtype=torch.float32)
+@pytest.mark.parametrize("position_embedding", ["learned", "rotary+relative"])
+def test_saved_and_loaded_with_the_package(position_embedding, tmp_path):
+    model = make_model(dtype=torch.float32, position_embedding=position_embedding)
     model.save_pretrained(tmp_path)
     again = AxialForCausalImageModeling.from_pretrained(tmp_path)
     assert again.config == model.config

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_axial import AxialConfig, AxialModel, AxialPositionalEmbedding
-from modeling_axial.configuration_axial import POSITION_NAMES
+from modeling_axial.configuration_strict import POSITION_NAMES
 from modeling_axial.position_embeddings import (
     POSITION_KINDS,
     AxisCells,
@@ -508,7 +508,7 @@ class Slopes(LinePosition):
 
 def test_a_kind_of_position_from_other_code(monkeypatch, tmp_path):
     monkeypatch.setitem(POSITION_KINDS, "slopes", PositionKind(line=Slopes))
-    monkeypatch.setattr("modeling_axial.configuration_axial.POSITION_NAMES", {*POSITION_NAMES, "slopes"})
+    monkeypatch.setattr("modeling_axial.configuration_strict.POSITION_NAMES", {*POSITION_NAMES, "slopes"})
     torch.manual_seed(0)
     model = AxialModel(config_for((5, 3), position_embedding="slopes+learned", num_hidden_layers=1)).double().eval()
     hidden_states = states(2, 5, 3, HEADS * HEAD_DIM)

@@ -11,7 +11,7 @@ import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
 from modeling_axial.sampling import SAMPLERS, Draw, Known, SamplingOptions, keep_top_k, keep_top_p
-from tests.test_modeling_axial_decoder import make_config, make_inputs, make_model, orders, redraw, variants
+from tests.test_modeling_axial_decoder import kinds, make_config, make_inputs, make_model, orders, redraw, variants
 
 EAGER = [name for name in SAMPLERS if name != "compiled"]
 
@@ -46,6 +46,15 @@ def test_samplers_draw_the_same_pixels(overrides):
 def test_samplers_agree_on_any_number_of_axes(image_size, channel_order):
     model = make_model(image_size, channel_order=channel_order, vocab_size=7, num_outer_layers=2, num_inner_layers=2)
     pictures = [sample(model, sampler=sampler) for sampler in EAGER]
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+
+
+@kinds
+def test_samplers_agree_beyond_the_tables_of_distances(position_embedding):
+    options = {"channel_order": "nested", "position_embedding": position_embedding, "num_condition_channels": 1}
+    model = make_model((2, 3), vocab_size=7, num_outer_layers=2, num_inner_layers=2, **options)
+    condition = conditions(model, image_size=(4, 5))["condition"]
+    pictures = [sample(model, sampler=sampler, condition=condition) for sampler in EAGER]
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
 
 
@@ -100,7 +109,18 @@ def test_every_value_is_the_argmax_of_its_logits_and_noise(overrides):
 @pytest.mark.parametrize("image_size", [(3, 5), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
 def test_logits_step_by_step_are_those_of_the_whole_picture(monkeypatch, gain, image_size, sampler, channel_order):
-    model = make_model(image_size, channel_order=channel_order, num_classes=3, num_condition_channels=1, gain=gain)
+    compare_steps_and_whole(monkeypatch, sampler, image_size, channel_order=channel_order, gain=gain)
+
+
+@orders
+@kinds
+def test_logits_step_by_step_with_positions_in_the_blocks(monkeypatch, position_embedding, channel_order):
+    overrides = {"channel_order": channel_order, "position_embedding": position_embedding, "num_inner_layers": 2}
+    compare_steps_and_whole(monkeypatch, "cached", (2, 3, 4), **overrides)
+
+
+def compare_steps_and_whole(monkeypatch, sampler, image_size, **overrides):
+    model = make_model(image_size, num_classes=3, num_condition_channels=1, **overrides)
     options = conditions(model)
     steps = []
     draw = Draw.__call__
@@ -122,10 +142,18 @@ def test_logits_step_by_step_are_those_of_the_whole_picture(monkeypatch, gain, i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_compiled_code_draws_the_same_pixels(implementation):
+@pytest.mark.parametrize(
+    ("implementation", "position_embedding"),
+    [
+        ("sdpa", "learned"),
+        ("eager", "learned"),
+        pytest.param("sdpa", "rotary+relative", marks=pytest.mark.audit),
+        pytest.param("eager", "rotary+relative", marks=pytest.mark.audit),
+    ],
+)
+def test_compiled_code_draws_the_same_pixels(implementation, position_embedding):
     torch.compiler.reset()
-    model = make_model((4, 5), num_channels=1, vocab_size=11)
+    model = make_model((4, 5), num_channels=1, vocab_size=11, position_embedding=position_embedding)
     model.set_attn_implementation(implementation)
     pictures = sample(model, 3)
     with torch._dynamo.config.patch(error_on_recompile=True):
