@@ -20,7 +20,7 @@ from .layer_context import NO_CONTEXT, LayerContext
 from .residual_updates import make_update
 from .reversible import OneStream, TwoStream
 from .set_attention import InducedAxialAttention
-from .window_attention import WindowedAxialAttention
+from .window_attention import MaskedWindowAttention, WindowedAxialAttention
 
 logger = logging.get_logger(__name__)
 
@@ -30,6 +30,12 @@ MIXER_CLASSES: dict[str, type[AxisModule]] = {
     "full": AxialSelfAttention,
     "induced": InducedAxialAttention,
     "window": WindowedAxialAttention,
+}
+
+# The same where a block has one axis alone: made of (config, axis, is_causal).
+BLOCK_MIXER_CLASSES: dict[str, type[AxialSelfAttention]] = {
+    "full": AxialSelfAttention,
+    "window": MaskedWindowAttention,
 }
 
 
@@ -90,7 +96,7 @@ class OneAxisAttention(nn.Module):
     def __init__(self, config: BlockConfig, axis: int, is_causal: bool):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = AxialSelfAttention(config, axis, is_causal)
+        self.attention = BLOCK_MIXER_CLASSES[config.axes[axis].mixer](config, axis, is_causal)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:

@@ -75,6 +75,9 @@ class AxialDecoderConfig(StrictConfig):
             Where a token is, along every axis. `"learned"`: one additive table per axis, interpolated to other sizes.
             `"rotary"`: every block turns queries and keys by the position along its axis. `"relative"`: a learned bias
             per block, head and distance along its axis. `"none"`. Or several at once, such as `"learned+relative"`.
+        attention_window (`int`, *optional*):
+            A cell reads the cells at most so far from it along each axis; in causal blocks, those at most so far back.
+            A mask over whole lines: it changes what a block sees, not what it costs.
         reversible (`bool`, defaults to `False`):
             Two-stream residual arithmetic instead of one stream. The two are different functions of the same weights.
 
@@ -102,6 +105,7 @@ class AxialDecoderConfig(StrictConfig):
     hidden_act: str = activation_name(default="quick_gelu")
     feed_forward: Literal["mlp", "gated_mlp"] = "mlp"
     position_embedding: str = sums_of_names(default="learned")
+    attention_window: int | None = positive_int(default=None)
     reversible: bool = False
     qkv_bias: bool = True
     hidden_dropout_prob: float | int = probability(default=0.0)
@@ -133,6 +137,8 @@ class AxialDecoderConfig(StrictConfig):
                 length,
                 num_heads=self.num_attention_heads,
                 positions=tuple(self.position_embedding.split("+")),
+                mixer="window" if self.attention_window else "full",
+                attention_window=self.attention_window,
             )
             for axis, length in enumerate(grid_shape)
         )

@@ -123,7 +123,9 @@ def names_of_classes(value: dict[int, str] | dict[str, str] | None) -> None:
 POSITION_NAMES = {"none", "learned", "rotary", "relative"}
 
 
-def check_positions(position_embedding: str | list[str], names: tuple[str, ...], head_dim: int) -> None:
+def check_positions(
+    position_embedding: str | list[str] | tuple[str, ...], names: tuple[str, ...], head_dim: int
+) -> None:
     """Raises `ValueError` unless `names`, those of an axis in `position_embedding`, can be its kinds of position."""
     unknown = [name for name in names if name not in POSITION_NAMES]
     if unknown:

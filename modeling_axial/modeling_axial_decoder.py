@@ -23,8 +23,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
-from .attention import AxialAttentionCore, AxialSelfAttention
-from .axial_layer import AxialBlock, run_layers
+from .attention import AxialAttentionCore
+from .axial_layer import BLOCK_MIXER_CLASSES, AxialBlock, run_layers
 from .configuration_axial_decoder import AxialDecoderConfig, ExteriorConfig
 from .forward_keywords import records_outputs
 from .grid import neighbourhoods, shift
@@ -53,10 +53,9 @@ class AxialStack(nn.Module):
     def forward(self, hidden_states: torch.Tensor, layer_context: LayerContext = NO_CONTEXT, **kwargs) -> torch.Tensor:
         """`kwargs`: as in `run_layers`. With a cache in the `layer_context`, `hidden_states` is the next position along
         the causal axis."""
-        prepared = tuple(
-            AxialSelfAttention.prepare(self.config, axis, cells_of_axis(axis, hidden_states, layer_context.cache))
-            for axis in self.config.axes
-        )
+        axes = self.config.axes
+        cells = [cells_of_axis(axis, hidden_states, layer_context.cache) for axis in axes]
+        prepared = tuple(BLOCK_MIXER_CLASSES[axis.mixer].prepare(self.config, axis, cells[axis.axis]) for axis in axes)
         layer_context = layer_context._replace(prepared=prepared)
         return run_layers(self.blocks, self.executor_class, hidden_states, layer_context, **kwargs)
 

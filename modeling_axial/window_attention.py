@@ -53,6 +53,13 @@ def block_size(length: int, window: int) -> int:
     return size if torch.compiler.is_exporting() or 2 * (size + 2 * window) <= length else length
 
 
+def window_of(axis: AxisDescription) -> int:
+    """How far a cell reads; raises `ValueError` where that is not said."""
+    if axis.attention_window is None:
+        raise ValueError(f"attention_window must be given for axis {axis.axis}, which is None.")
+    return axis.attention_window
+
+
 class WindowAttentionCore(AxialAttentionCore):
     """`AxialAttentionCore` in blocks: the maps are those of whole lines, zero outside of the window."""
 
@@ -108,13 +115,23 @@ class WindowedAxialAttention(AxialSelfAttention):
 
     @staticmethod
     def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> tuple[WindowBlocks, tuple[Any, ...]]:
-        if axis.attention_window is None:
-            raise ValueError(f"attention_window must be given for axis {axis.axis}, which is None.")
         length = cells.positions.shape[-1]
-        blocks = window_blocks(length, axis.attention_window, cells.wraps, cells.positions.device)
+        blocks = window_blocks(length, window_of(axis), cells.wraps, cells.positions.device)
         cells = cells._replace(queries=cells.positions[:, blocks.queries], keys=cells.positions[:, blocks.keys])
         return blocks, prepare_line(config, axis, cells)
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         blocks, prepared = self.prepared(hidden_states, context)
         return self.attend(hidden_states, hidden_states, context, self.with_prepared(prepared), blocks)
+
+
+class MaskedWindowAttention(WindowedAxialAttention):
+    """`WindowedAxialAttention` as a mask over whole lines: causal too, and where lines come one position at a time."""
+
+    def make_core(self, config: BlockConfig, axis: int, is_causal: bool) -> AxialAttentionCore:
+        return AxialAttentionCore(config, axis, is_causal)
+
+    @staticmethod
+    def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> Any:
+        """Which queries and keys may meet, (1, queries, keys), and what the positions prepare."""
+        return cells.distances.abs() <= window_of(axis), prepare_line(config, axis, cells)

@@ -3,7 +3,7 @@ import torch
 
 from modeling_axial import AxialConfig, AxialModel
 from modeling_axial.attention import AxialSelfAttention
-from modeling_axial.axial_layer import MIXER_CLASSES, make_axes
+from modeling_axial.axial_layer import BLOCK_MIXER_CLASSES, MIXER_CLASSES, make_axes
 from modeling_axial.axis_module import AxisModule
 from modeling_axial.configuration_axial import MIXER_NAMES
 from modeling_axial.layer_context import NO_CONTEXT, LayerContext
@@ -22,7 +22,7 @@ def states(*shape):
 
 
 def test_names_and_classes_of_mixers_agree():
-    assert set(MIXER_CLASSES) == MIXER_NAMES
+    assert set(MIXER_CLASSES) == MIXER_NAMES and set(BLOCK_MIXER_CLASSES) <= MIXER_NAMES
     config = make_config(num_inducing_points=[None, 3])
     for axis, module in enumerate(make_axes(config, 0)):
         assert isinstance(module, AxisModule) and type(module) is MIXER_CLASSES[config.axes[axis].mixer]

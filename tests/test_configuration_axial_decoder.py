@@ -57,7 +57,7 @@ def test_blocks_that_fsdp_splits(fields, stacks):
         {},
         {"image_size": (2, 3, 5), "num_channels": 1, "vocab_size": 2, "hidden_size": 7, "head_dim": 3},
         {"image_size": [9], "channel_order": "nested", "num_classes": 10, "num_condition_channels": 3},
-        {"position_embedding": "rotary+relative"},
+        {"position_embedding": "rotary+relative", "attention_window": 3},
         {"reversible": True, "feed_forward": "gated_mlp", "hidden_dropout_prob": 0.1, "intermediate_size": 5},
     ],
     ids=str,
@@ -79,6 +79,7 @@ WRONG_FIELDS = [
     *({"num_condition_channels": value} for value in (-1, "1", None)),
     *({"channel_order": value} for value in ("interleaved", None)),
     *({"feed_forward": value} for value in ("convolution", None)),
+    *({"attention_window": value} for value in (0, -1, "2", [2, 3])),
     *({"position_embedding": value} for value in ("", "sinusoidal", "rotary+rotary", "none+rotary", "rotary+", None)),
     {"position_embedding": ["rotary", "relative"]},
     *(
@@ -106,9 +107,9 @@ def test_rotary_positions_turn_pairs():
     assert AxialDecoderConfig(**options, position_embedding="relative").head_dim == 3
 
 
-def test_a_file_of_before_there_were_other_positions_opens_as_it_was():
+def test_a_file_of_before_there_were_these_fields_opens_as_it_was():
     stored = AxialDecoderConfig(image_size=(5, 7)).to_dict()
-    del stored["position_embedding"]
+    del stored["position_embedding"], stored["attention_window"]
     assert AxialDecoderConfig.from_dict(stored) == AxialDecoderConfig(image_size=(5, 7))
 
 
@@ -121,6 +122,9 @@ def test_axes_of_tokens_and_of_pixels():
     for axis in (*config.axes, *exterior.axes):
         assert axis.positions == ("learned", "relative") and axis.num_heads == 4
     assert exterior.grid_shape == (5, 7) and exterior.head_dim == 64
+    windowed = AxialDecoderConfig(image_size=(5, 7), attention_window=4)
+    assert [(axis.mixer, axis.reach) for axis in windowed.axes] == [("window", 4), ("window", 4)]
+    assert [(axis.mixer, axis.reach) for axis in config.axes] == [("full", 2), ("full", 4), ("full", 6)]
     view = ExteriorConfig(config)
     config.hidden_dropout_prob = 0.5
     assert (view.hidden_dropout_prob, exterior.hidden_dropout_prob) == (0.5, 0.0)

@@ -180,10 +180,14 @@ def count_from_zero_on(axis):
     return plant
 
 
-@pytest.mark.parametrize("position_embedding", ["rotary", "relative"])
+@pytest.mark.parametrize(
+    "overrides",
+    [{"position_embedding": "rotary"}, {"position_embedding": "relative"}, {"attention_window": 2}],
+    ids=str,
+)
 @pytest.mark.parametrize("axis", [0, 1])
-def test_positions_of_a_cache_that_are_wrong_are_seen(monkeypatch, axis, position_embedding):
-    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, position_embedding=position_embedding)
+def test_positions_of_a_cache_that_are_wrong_are_seen(monkeypatch, axis, overrides):
+    model = make_model((5, 6), vocab_size=11, num_channels=1, num_inner_layers=2, **overrides)
     expected = sample(model, 4)
     count_from_zero_on(axis)(monkeypatch)
     assert not torch.equal(sample(model, 4), expected)

@@ -89,6 +89,7 @@ variants = pytest.mark.parametrize(
         {"num_channels": 1},
         {"reversible": True, "feed_forward": "gated_mlp", "num_outer_layers": 2},
         {"channel_order": "nested", "num_condition_channels": 1, "position_embedding": "rotary+relative"},
+        {"attention_window": 1, "num_inner_layers": 2, "position_embedding": "learned+relative"},
     ],
     ids=str,
 )
@@ -246,6 +247,44 @@ def test_a_mask_that_is_missing_is_seen(gain):
         module.is_causal = False
         assert (dependencies(model) & ~allowed).any(), name
         module.is_causal = True
+
+
+def reached_by_rules(height, width, window):
+    """[cell, cell before it] of one outer group and one inner block, written out by the rules of their blocks."""
+
+    def back(cell):  # the cells that a causal block reads at most so far back
+        return range(max(0, cell - window), cell + 1)
+
+    reached = torch.zeros(height, width, height, width, dtype=torch.bool)
+    gathered = torch.zeros_like(reached)  # by the outer level
+    for row, column in itertools.product(range(height), range(width)):
+        for above in back(row):
+            for beside in range(max(0, column - window), min(width, column + window + 1)):
+                gathered[row, column, above, beside] = True
+    for row, column in itertools.product(range(height), range(width)):
+        for left in back(column):
+            if left > 0:
+                reached[row, column, row, left - 1] = True
+            if row > 0:
+                reached[row, column] |= gathered[row - 1, left]
+    return reached.view(height * width, -1)
+
+
+@pytest.mark.parametrize("window", [1, 2, 10])
+@pytest.mark.parametrize("position_embedding", ["learned", "rotary+relative"])
+def test_windows_reach_what_their_rules_say(position_embedding, window):
+    options = {"num_channels": 1, "attention_window": window, "position_embedding": position_embedding}
+    model = make_model((5, 7), **options)
+    expected = reached_by_rules(5, 7, window)
+    assert torch.equal(dependencies(model), expected)
+    assert not (expected & ~strict_raster_order(model.config)).any()
+    assert torch.equal(expected, strict_raster_order(model.config)) == (window == 10)
+
+
+def test_a_window_over_all_changes_no_number():
+    inputs = make_inputs(make_config())
+    whole, windowed = (make_model(attention_window=window)(**inputs).logits for window in (None, 7))
+    torch.testing.assert_close(windowed, whole, rtol=1e-12, atol=1e-12)
 
 
 # Probabilities

@@ -113,6 +113,12 @@ def test_logits_step_by_step_are_those_of_the_whole_picture(monkeypatch, gain, i
 
 
 @orders
+def test_logits_step_by_step_with_windows(monkeypatch, channel_order):
+    overrides = {"channel_order": channel_order, "position_embedding": "rotary+relative", "num_outer_layers": 2}
+    compare_steps_and_whole(monkeypatch, "cached", (4, 5), attention_window=1, **overrides)
+
+
+@orders
 @kinds
 def test_logits_step_by_step_with_positions_in_the_blocks(monkeypatch, position_embedding, channel_order):
     overrides = {"channel_order": channel_order, "position_embedding": position_embedding, "num_inner_layers": 2}
@@ -143,17 +149,20 @@ def compare_steps_and_whole(monkeypatch, sampler, image_size, **overrides):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("implementation", "position_embedding"),
+    ("implementation", "overrides"),
     [
-        ("sdpa", "learned"),
-        ("eager", "learned"),
-        pytest.param("sdpa", "rotary+relative", marks=pytest.mark.audit),
-        pytest.param("eager", "rotary+relative", marks=pytest.mark.audit),
+        ("sdpa", {}),
+        ("eager", {}),
+        pytest.param("sdpa", {"position_embedding": "rotary+relative"}, marks=pytest.mark.audit),
+        pytest.param(
+            "eager", {"position_embedding": "rotary+relative", "attention_window": 2}, marks=pytest.mark.audit
+        ),
     ],
+    ids=str,
 )
-def test_compiled_code_draws_the_same_pixels(implementation, position_embedding):
+def test_compiled_code_draws_the_same_pixels(implementation, overrides):
     torch.compiler.reset()
-    model = make_model((4, 5), num_channels=1, vocab_size=11, position_embedding=position_embedding)
+    model = make_model((4, 5), num_channels=1, vocab_size=11, **overrides)
     model.set_attn_implementation(implementation)
     pictures = sample(model, 3)
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -8,7 +8,7 @@ from modeling_axial.axial_layer import MIXER_CLASSES
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.position_embeddings import AxisCells, apply_rotary
 from modeling_axial.testing import receptive_field
-from modeling_axial.window_attention import WindowedAxialAttention, block_size, window_blocks
+from modeling_axial.window_attention import MaskedWindowAttention, WindowedAxialAttention, block_size, window_blocks
 from tests.reference import reference_axial_attention
 
 HEADS, HEAD_DIM = 2, 4
@@ -181,3 +181,18 @@ def test_exported_with_open_sizes():
         expected = model(pixel_values).last_hidden_state
         output = program.module()(pixel_values).last_hidden_state
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary+relative"])
+@pytest.mark.parametrize("length", [5, 73])  # as one block, and in several
+def test_a_mask_over_whole_lines_reads_what_blocks_do(length, positions):
+    config = make_config((3, length), position_embedding=positions)
+    blocks, masked = (redrawn(kind(config, 1)) for kind in (WindowedAxialAttention, MaskedWindowAttention))
+    hidden_states = states(2, 3, length, HEADS * HEAD_DIM)
+    torch.testing.assert_close(masked(hidden_states), blocks(hidden_states), rtol=1e-12, atol=1e-12)
+    causal = redrawn(MaskedWindowAttention(config, 1, is_causal=True))
+    output = causal(hidden_states)
+    for cell in range(length):  # alone with those that it reads, it gives the same
+        first = max(0, cell - 2)
+        alone = causal(hidden_states[:, :, first : cell + 1])[:, :, -1]
+        torch.testing.assert_close(output[:, :, cell], alone, rtol=1e-11, atol=1e-11)
