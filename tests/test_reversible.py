@@ -824,7 +824,7 @@ def test_the_random_state_of_a_device_is_set_for_the_second_run(monkeypatch):
 
 @pytest.mark.parametrize("device", ["xpu:1", "cpu", "meta", "fake"])
 def test_random_states_are_those_of_the_cpu_and_of_the_device(device, monkeypatch):
-    """ "xpu" stands for any accelerator."""
+    """Here an XPU stands for any accelerator."""
     state = torch.tensor([7])
     monkeypatch.setattr(torch.xpu, "get_rng_state", lambda device: state if device == torch.device("xpu:1") else None)
     if device == "fake":
@@ -977,9 +977,9 @@ def test_devices_without_autocast_are_entered_as_they_are():
     with torch.autocast("cpu", torch.bfloat16):
         assert in_full_under_autocast(x) is x
         assert in_full_under_autocast(torch.ones(3, 5, dtype=torch.bfloat16)).dtype == torch.float32
-    output = _Call(torch.neg, _Outputs())
-    assert output.run(x, lambda: None).device.type == "meta" and output.run_again(x).device.type == "meta"
-    assert output.sample is None
+    call = _Call(torch.neg, _Outputs())
+    assert call.run(x, lambda: None).device.type == "meta" and call.run_again(x).device.type == "meta"
+    assert call.sample is None
 
 
 def test_streams_in_between_are_let_go_and_those_after_them_are_known():
