@@ -6,7 +6,7 @@ from torch import nn
 from .configuration_axial import AxialConfig
 from .masks import clear_masked
 from .patch_embeddings import AxialPatchEmbeddings
-from .position_embeddings import AxisCells, make_grid_positions
+from .position_embeddings import AxisCells, add_grid_positions
 
 
 class AxialEmbeddings(nn.Module):
@@ -19,10 +19,7 @@ class AxialEmbeddings(nn.Module):
     def __init__(self, config: AxialConfig):
         super().__init__()
         self.patch_embeddings = AxialPatchEmbeddings(config)
-        positions = make_grid_positions(config)
-        for module in positions:
-            self.add_module(module.name_in_embeddings, module)
-        self.position_names = [module.name_in_embeddings for module in positions]
+        self.position_names = add_grid_positions(self, config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(

@@ -22,7 +22,6 @@ from .position_embeddings import (
     AxisCells,
     GridPosition,
     LinePosition,
-    add_grid_positions,
     cells_of_axis,
     check_position_ids,
     check_position_period,
