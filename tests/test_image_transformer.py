@@ -101,7 +101,8 @@ def test_axial_attention(num_axes, dim_index, sum_axial_out, monkeypatch):
     monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", 11)
     options = {"heads": 2, "dim_heads": 5, "dim_index": dim_index, "sum_axial_out": sum_axial_out}
     ours, theirs = make_pair(AxialAttention, 6, num_dimensions=num_axes, **options)
-    assert_agrees(ours, theirs, randn(*feature_shape(num_axes, 6, dim_index)))
+    # Behind three other axes the gradient of the queries is 1e-5 of the others, and more of it is rounding.
+    assert_agrees(ours, theirs, randn(*feature_shape(num_axes, 6, dim_index)), bound=1e-11)
     assert ours(randn(*feature_shape(num_axes, 6, dim_index))).is_contiguous()
 
 

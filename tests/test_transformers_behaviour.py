@@ -323,8 +323,8 @@ FORMS = [  # but for `offload=True`, which needs the pinned memory of an acceler
 @variants
 @model_classes
 def test_gradient_checkpointing_in_all_forms(model_class, variant, monkeypatch):
-    model = make_model(model_class, variant, hidden_dropout_prob=0.2).train()
-    expected = gradients(model, pixels())
+    model = make_model(model_class, variant, hidden_dropout_prob=0.2).double().train()
+    expected = gradients(model, pixels().double())
     layers = model.base_model.layers
     ran, run = [], torch_checkpoint.checkpoint
 
@@ -337,18 +337,18 @@ def test_gradient_checkpointing_in_all_forms(model_class, variant, monkeypatch):
         ran.clear()
         model.activation_checkpointing_enable(**form)
         assert model.is_activation_checkpointing
-        for name, gradient in gradients(model, pixels()).items():
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
+        for name, gradient in gradients(model, pixels().double()).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-7, atol=1e-7)
         asked = form.get("activation_checkpointing_kwargs", {"use_reentrant": False})
         assert ran == [asked["use_reentrant"]] * (len(layers) // form.get("every_n_layers", 1))
         ran.clear()
-        model.eval()(pixels())
+        model.eval()(pixels().double())
         assert not ran
         model.train().activation_checkpointing_disable()
         assert not model.is_activation_checkpointing and not any(layer.gradient_checkpointing for layer in layers)
     with pytest.warns(FutureWarning, match="activation_checkpointing_enable"):  # the name before, in use everywhere
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    gradients(model, pixels())
+    gradients(model, pixels().double())
     assert ran == [True] * len(layers)
 
 
