@@ -29,9 +29,7 @@ class AxisModule(nn.Module):
         return None
 
     def prepared(self, hidden_states: torch.Tensor, context: LayerContext) -> Any:
-        """What `prepare` has made, once for the model or, for a layer alone, now: of positions 0, 1, 2, ..., or of
-        those of the cache."""
+        """What `prepare` has made, once for the model or, for a layer alone, now."""
         if context.prepared:
             return context.prepared[self.axis]
-        cells = cells_of_axis(self.description, hidden_states, context.cache)
-        return self.prepare(self.config, self.description, cells)
+        return self.prepare(self.config, self.description, cells_of_axis(self.description, hidden_states, context))

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .position_embeddings import AxisCells, count_cells
+from .position_embeddings import AxisCells
 
 
 class LineCache:
@@ -31,10 +31,11 @@ class LineCache:
         values.narrow(dim, self.position, 1).copy_(value)
         return keys.narrow(dim, 0, self.position + 1), values.narrow(dim, 0, self.position + 1), None
 
-    def cells(self, states: torch.Tensor) -> AxisCells:
-        """Where the position that is given and the keys that come back lie along the axis, as numbers of `states`."""
-        keys = count_cells(self.position + 1, states)
-        return AxisCells(keys[:, -1:], queries=keys[:, -1:], keys=keys)
+    def select(self, cells: AxisCells) -> AxisCells:
+        """Of all cells along the axis: the position that is given, which meets those whose keys come back."""
+        keys = torch.arange(self.position + 1, device=cells.positions.device)
+        newest = cells.positions.narrow(1, self.position, 1)
+        return cells._replace(positions=newest, queries=keys[-1:], keys=keys, line=cells.positions)
 
     def _find(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if attention not in self._kept:
@@ -70,8 +71,7 @@ class StaticLineCache(LineCache):
         values.index_copy_(self.axis + 1, self._position, value)
         return keys, values, self._positions <= self._position
 
-    def cells(self, states: torch.Tensor) -> AxisCells:
-        """Those of whole lines."""
-        keys = count_cells(self.length, states)
-        position = self._position.to(keys.dtype)[None]
-        return AxisCells(position, queries=position, keys=keys)
+    def select(self, cells: AxisCells) -> AxisCells:
+        """Whose keys come back are those of whole lines."""
+        newest = cells.positions.index_select(1, self._position)
+        return cells._replace(positions=newest, queries=self._position, keys=self._positions, line=cells.positions)

@@ -15,6 +15,7 @@ include the diagonal, because the shifts have already taken away the cell itself
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,15 @@ from .configuration_axial_decoder import AxialDecoderConfig, ExteriorConfig
 from .forward_keywords import records_outputs
 from .grid import neighbourhoods, shift
 from .layer_context import NO_CONTEXT, LayerContext
-from .position_embeddings import GridPosition, LinePosition, add_grid_positions, cells_of_axis
+from .position_embeddings import (
+    AxisCells,
+    GridPosition,
+    LinePosition,
+    add_grid_positions,
+    cells_of_axis,
+    check_position_ids,
+    count_cells,
+)
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
 from .sampling import SAMPLERS, Draw, Known, SamplingOptions, to_integers
@@ -46,6 +55,7 @@ class AxialStack(nn.Module):
         super().__init__()
         self.config = config
         self.executor_class = RebuiltTwoStream if config.reversible else OneStream
+        self.axes = [config.axes[axis] for axis in sorted({axis for axis, _ in directions})]
         self.blocks = nn.ModuleList(AxialBlock(config, axis, is_causal) for axis, is_causal in directions)
         for branch in (branch for block in self.blocks for branch in (block.attention, block.feed_forward)):
             branch.last_projection.initial_gain = 1e-10  # pyrefly: ignore  residual branches start at about zero
@@ -53,10 +63,11 @@ class AxialStack(nn.Module):
     def forward(self, hidden_states: torch.Tensor, layer_context: LayerContext = NO_CONTEXT, **kwargs) -> torch.Tensor:
         """`kwargs`: as in `run_layers`. With a cache in the `layer_context`, `hidden_states` is the next position along
         the causal axis."""
-        axes = self.config.axes
-        cells = [cells_of_axis(axis, hidden_states, layer_context.cache) for axis in axes]
-        prepared = tuple(BLOCK_MIXER_CLASSES[axis.mixer].prepare(self.config, axis, cells[axis.axis]) for axis in axes)
-        layer_context = layer_context._replace(prepared=prepared)
+        prepared = [None] * (hidden_states.dim() - 2)  # for the axes of the blocks alone: others may be cut to a slice
+        for axis in self.axes:
+            cells = cells_of_axis(axis, hidden_states, layer_context)
+            prepared[axis.axis] = BLOCK_MIXER_CLASSES[axis.mixer].prepare(self.config, axis, cells)
+        layer_context = layer_context._replace(prepared=tuple(prepared))
         return run_layers(self.blocks, self.executor_class, hidden_states, layer_context, **kwargs)
 
 
@@ -71,12 +82,19 @@ class AxialExteriorEncoder(nn.Module):
         self.position_names = add_grid_positions(self, grid)
         self.stack = AxialStack(grid, [(axis, False) for axis in range(num_axes)] * config.num_exterior_layers)
 
-    def forward(self, planes: torch.Tensor, context: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        """`context`: added to every cell, broadcast. `kwargs`: as in `run_layers`."""
+    def forward(
+        self,
+        planes: torch.Tensor,
+        context: torch.Tensor | None = None,
+        layer_context: LayerContext = NO_CONTEXT,
+        **kwargs,
+    ) -> torch.Tensor:
+        """`context`: added to every cell, broadcast. `layer_context`, `kwargs`: as in `run_layers`."""
         hidden_states = self.projection(neighbourhoods(planes))
         for name in self.position_names:
-            hidden_states = self.get_submodule(name)(hidden_states)
-        return self.stack(hidden_states if context is None else hidden_states + context, **kwargs)
+            hidden_states = self.get_submodule(name)(hidden_states, cells=layer_context.cells or None)
+        hidden_states = hidden_states if context is None else hidden_states + context
+        return self.stack(hidden_states, layer_context, **kwargs)
 
 
 @dataclass
@@ -189,6 +207,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         input_ids: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
+        position_ids: Sequence[torch.Tensor] | None = None,
         **kwargs,
     ) -> CausalImageModelingOutput:
         """Scores `input_ids` themselves; there are no labels beside them.
@@ -203,6 +222,10 @@ class AxialForCausalImageModeling(CodeCarryingModel):
                 stands for an unknown class.
             condition: floats `(B, num_condition_channels, *grid)`, for a model with `num_condition_channels`; any
                 scale, about -1 to 1 is best.
+            position_ids: one tensor for each axis of `grid`, `(length,)` or `(B, length)`: where the cells lie along
+                it, in cells, whole or not, as those of a tile in a larger picture. Learned tables are read at these
+                cells of the native grid, and at their ends beyond it. By default cells are counted from 0, and learned
+                tables spread over the grid.
             kwargs: `output_hidden_states` and `output_attentions`, for which see `CausalImageModelingOutput`, and
                 `return_dict`, as in transformers; else those of `config`. What PEFT hands to any causal model,
                 `attention_mask`, `inputs_embeds` and `labels`, must be None.
@@ -214,14 +237,15 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         output_hidden_states, output_attentions = (
             bool(kwargs.pop(name, getattr(self.config, name))) for name in ("output_hidden_states", "output_attentions")
         )
-        recorded = {
-            "layer_context": LayerContext(output_attentions=output_attentions),
-            "output_hidden_states": output_hidden_states,
-        }
         for name, value in kwargs.items():
             if value is not None or name not in ("attention_mask", "inputs_embeds", "labels"):
                 raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}.")
         input_ids, class_labels = self._check_inputs(input_ids, class_labels, condition)
+        cells = self._cells(position_ids, input_ids)
+        recorded = {
+            "layer_context": LayerContext(cells=cells, output_attentions=output_attentions),
+            "output_hidden_states": output_hidden_states,
+        }
         grids = self._split_grids(input_ids)
         if self.training and class_labels is not None and self.config.class_dropout_prob > 0:
             hidden = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
@@ -244,13 +268,16 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         input_ids: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
+        position_ids: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """ln p of each picture, over all channels, in nats: `(B,)`, summed in float64 where the device has it.
 
         Arguments and errors as in `forward`. In training mode too all channels count; dropout, if any, is active then.
         """
         input_ids, class_labels = self._check_inputs(input_ids, class_labels, condition)
-        nats = _nats(self._all_logits(input_ids, class_labels, condition), input_ids)
+        layer_context = LayerContext(cells=self._cells(position_ids, input_ids))
+        logits = self._all_logits(input_ids, class_labels, condition, layer_context=layer_context)
+        nats = _nats(logits, input_ids)
         return -nats.flatten(1).sum(1, dtype=_widest(nats))
 
     @torch.no_grad()
@@ -260,6 +287,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         class_labels: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
         known: tuple[torch.Tensor, torch.Tensor] | None = None,
+        position_ids: Sequence[torch.Tensor] | None = None,
         **options,
     ) -> torch.Tensor:
         """Draws pictures: int64 `(num_images, C, *grid)`, of the size of `condition` or `known`, else the native one.
@@ -279,6 +307,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             known: `(input_ids, mask)`, each broadcastable to `(num_images, C, *grid)`; values stay as given where the
                 boolean mask is True. Along an axis where either is longer than 1 the picture has that length, along
                 others that of `condition`, or the native one.
+            position_ids: as in `forward`, of the picture that is drawn.
             options: `temperature`, `top_k`, `top_p`, `guidance_scale`, `generator`, `sampler` and `show_progress`, for
                 which see `SamplingOptions`.
 
@@ -294,6 +323,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         values = Known(known, shape, self.config.vocab_size, self.device)
         input_ids, mask = values.input_ids, values.mask
         _, class_labels = self._check_inputs(input_ids, class_labels, condition)
+        cells = self._cells(position_ids, input_ids)
         draw = Draw(sampling, self.config.vocab_size, mask.shape)
         if sampling.is_guided:
             if class_labels is None or not self.config.class_dropout_prob:
@@ -304,15 +334,17 @@ class AxialForCausalImageModeling(CodeCarryingModel):
             input_ids, mask = (torch.cat((states, states)) for states in (input_ids, mask))
             class_labels = torch.cat((class_labels, torch.full_like(class_labels, self.config.unknown_class)))
             condition = None if condition is None else torch.cat((condition, condition))
+            cells = tuple(AxisCells(axis.positions.expand(num_images, -1).repeat(2, 1)) for axis in cells)
         grids, known_grids = self._split_grids(input_ids), self._split_grids(mask)
+        layer_context = LayerContext(cells=cells)
 
         training_modules = [module for module in self.modules() if module.training]
         self.eval()  # dropout would make the samplers disagree, and the distribution another
         try:
             for index in range(self.config.num_grids):
                 channel = torch.full(input_ids.shape[:1], index, device=input_ids.device)
-                context = self.make_context(input_ids, channel, class_labels, condition)
-                SAMPLERS[sampling.sampler](self, grids[:, index], known_grids[:, index], context, draw)
+                context = self.make_context(input_ids, channel, class_labels, condition, layer_context)
+                SAMPLERS[sampling.sampler](self, grids[:, index], known_grids[:, index], context, layer_context, draw)
         finally:
             draw.progress.close()
             for module in training_modules:
@@ -327,39 +359,41 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         channel: torch.Tensor,
         class_labels: torch.Tensor | None,
         condition: torch.Tensor | None,
+        layer_context: LayerContext = NO_CONTEXT,
         **kwargs,
     ) -> torch.Tensor:
         """What every cell of a token grid knows beforehand: its position, class, condition, and earlier channels.
 
         `channel` `(B,)`: the channel of each picture that is to be generated (`channel_order="slices"`); of
-        `input_ids`, only the channels before it are read. Returns `(B, *token grid, hidden_size)`. `kwargs`, here and
-        below: as in `run_layers`.
+        `input_ids`, only the channels before it are read. Returns `(B, *token grid, hidden_size)`. `layer_context` and
+        `kwargs`, here and below: as in `run_layers`.
         """
         batch_size, num_channels, *image_shape = input_ids.shape
         grid_shape = self._split_grids(input_ids).shape[2:]
         # Not on the device of the weight, which is "meta" where it is offloaded.
         options = {"dtype": self.token_embeddings.weight.dtype, "device": input_ids.device}
-        cells = torch.zeros(batch_size, *grid_shape, self.config.hidden_size, **options)
+        context = torch.zeros(batch_size, *grid_shape, self.config.hidden_size, **options)
         classes, one_cell = None, [1] * len(image_shape)
         if self.class_embeddings is not None:
             classes = self.class_embeddings(class_labels).view(batch_size, *one_cell, self.config.hidden_size)
         if self.exterior is not None:
-            planes = [] if condition is None else [condition.movedim(1, -1).to(cells.dtype)]
+            planes = [] if condition is None else [condition.movedim(1, -1).to(context.dtype)]
             if self.config.num_grids > 1:
                 numbers = torch.arange(num_channels, device=channel.device)
                 earlier, own = numbers < channel[:, None], numbers == channel[:, None]
                 earlier, own = (mask.view(batch_size, *one_cell, num_channels) for mask in (earlier, own))
                 # float16 ends at 65,504, which a value may exceed: divided first.
-                values = input_ids.movedim(1, -1).to(torch.promote_types(cells.dtype, torch.float32))
-                scaled = (values / (self.config.vocab_size - 1)).to(cells.dtype)
-                planes += [scaled * earlier, own.expand(scaled.shape).to(cells.dtype)]
-            encoded = self.exterior(torch.cat(planes, dim=-1), classes, **kwargs)
-            cells = cells + (encoded if encoded.dim() == cells.dim() else encoded.unsqueeze(1))
+                values = input_ids.movedim(1, -1).to(torch.promote_types(context.dtype, torch.float32))
+                scaled = (values / (self.config.vocab_size - 1)).to(context.dtype)
+                planes += [scaled * earlier, own.expand(scaled.shape).to(context.dtype)]
+            of_pixels = layer_context._replace(cells=layer_context.cells[-len(image_shape) :])
+            encoded = self.exterior(torch.cat(planes, dim=-1), classes, of_pixels, **kwargs)
+            context = context + (encoded if encoded.dim() == context.dim() else encoded.unsqueeze(1))
         if classes is not None:
-            cells = cells + (classes if classes.dim() == cells.dim() else classes.unsqueeze(1))
+            context = context + (classes if classes.dim() == context.dim() else classes.unsqueeze(1))
         for name in self.position_names:
-            cells = self.get_submodule(name)(cells)
-        return cells
+            context = self.get_submodule(name)(context, cells=layer_context.cells or None)
+        return context
 
     def decode(self, tokens: torch.Tensor, context: torch.Tensor, **kwargs) -> torch.Tensor:
         """Tokens `(B, *grid)` of one token grid to logits `(B, *grid, vocab_size)`, each from the tokens before it."""
@@ -389,6 +423,17 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         """(B, C, *grid) as (B, token grids, *token grid), a view of a contiguous tensor."""
         grid_shape = images.shape[-len(self.config.grid_shape) :]
         return images.reshape(images.shape[0], self.config.num_grids, *grid_shape)
+
+    def _cells(self, position_ids: Sequence[torch.Tensor] | None, input_ids: torch.Tensor) -> tuple[AxisCells, ...]:
+        """Where the cells of a token grid lie; nothing, if that is not said. Channels that are an axis are counted."""
+        if position_ids is None:
+            return ()
+        batch_size, num_channels, *image_shape = input_ids.shape
+        dtype = self.token_embeddings.weight.dtype
+        positions = check_position_ids(position_ids, (batch_size, *image_shape), dtype, input_ids.device)
+        if len(self.config.grid_shape) > len(image_shape):
+            positions = (count_cells(num_channels, positions[0]), *positions)
+        return tuple(map(AxisCells, positions))
 
     def _check_inputs(self, input_ids, class_labels, condition) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`input_ids` and `class_labels` as int64."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .configuration_strict import AxisDescription, BlockConfig
+from .layer_context import NO_CONTEXT, LayerContext
 from .masks import bounding_box, values_are_hidden
 
 
@@ -20,9 +21,10 @@ class AxisCells(NamedTuple):
 
     positions: torch.Tensor  # (1 or B, length), in cells
     period: float | None = None  # of a periodic axis: positions that differ by it are the same place
-    # Which meet in attention, as positions (1 or B, *blocks, queries) and (1 or B, *blocks, keys): all by default.
+    # Which meet in attention, by their numbers on the line: (*blocks, queries) and (*blocks, keys), all by default.
     queries: torch.Tensor | None = None
     keys: torch.Tensor | None = None
+    line: torch.Tensor | None = None  # the positions of the whole line, where those above are of a part of it
 
     @property
     def wraps(self) -> bool:
@@ -30,10 +32,16 @@ class AxisCells(NamedTuple):
         return self.period is not None and self.positions.shape[-1] == self.period
 
     @property
+    def counted(self) -> "AxisCells":
+        """The same cells of a line that is no circle, counted from 0."""
+        line = self.positions if self.line is None else self.line
+        return AxisCells(count_cells(line.shape[-1], line), queries=self.queries, keys=self.keys)
+
+    @property
     def distances(self) -> torch.Tensor:
         """From keys to queries, (1 or B, *blocks, queries, keys): by the shorter way round on periodic axes."""
-        queries = self.positions if self.queries is None else self.queries
-        keys = self.positions if self.keys is None else self.keys
+        line = self.positions if self.line is None else self.line
+        queries, keys = (line if cells is None else line[:, cells] for cells in (self.queries, self.keys))
         distances = queries[..., :, None] - keys[..., None, :]
         if self.period is None:
             return distances
@@ -272,15 +280,18 @@ def prepare_line(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -
     return tuple(kind.prepare(config, axis, cells) for kind in line_classes(axis))
 
 
-def cells_of_axis(axis: AxisDescription, hidden_states: torch.Tensor, cache: Any = None) -> AxisCells:
-    """The cells of a grid (B, *grid, hidden_size) along an axis, all of it, counted from 0.
+def cells_of_axis(axis: AxisDescription, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> AxisCells:
+    """The cells of a grid (B, *grid, hidden_size) along an axis: those of the context, or all, counted from 0.
 
-    Along the axis of a `LineCache` the grid is one position, which meets all those before it.
+    Along the axis of a cache the grid is one position, which meets all those before it.
     """
-    if cache is not None and cache.axis == axis.axis:
-        return cache.cells(hidden_states)
-    length = hidden_states.shape[axis.axis + 1]
-    return AxisCells(count_cells(length, hidden_states), length if axis.periodic else None)
+    cache = context.cache if context.cache is not None and context.cache.axis == axis.axis else None
+    if context.cells:
+        cells = context.cells[axis.axis]
+    else:
+        length = hidden_states.shape[axis.axis + 1] if cache is None else cache.length
+        cells = AxisCells(count_cells(length, hidden_states), length if axis.periodic else None)
+    return cells if cache is None else cache.select(cells)
 
 
 def count_cells(length: int, states: torch.Tensor) -> torch.Tensor:

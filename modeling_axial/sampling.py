@@ -225,41 +225,74 @@ class Draw:
             )
 
 
-def sample_naive(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
-    """Fills `tokens` (B, *grid) in place where `known` is False, by one pass over the whole grid for each position."""
+def sample_naive(
+    model,
+    tokens: torch.Tensor,
+    known: torch.Tensor,
+    context: torch.Tensor,
+    layer_context: LayerContext,
+    draw: Draw,
+) -> None:
+    """Fills `tokens` (B, *grid) in place where `known` is False, by one pass over the whole grid for each position.
+
+    `context`: what every cell knows beforehand, (B, *grid, hidden_size). `layer_context`: as in `run_layers`.
+    """
     for line in _lines(tokens):
         if draw.start_line(tokens, known, line):
             for position in range(tokens.shape[-1]):
-                logits = model.decode(tokens, context)
+                logits = model.decode(tokens, context, layer_context=layer_context)
                 draw(position, logits[(slice(None), *line, position)])
 
 
-def sample_semi_parallel(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
+def sample_semi_parallel(
+    model,
+    tokens: torch.Tensor,
+    known: torch.Tensor,
+    context: torch.Tensor,
+    layer_context: LayerContext,
+    draw: Draw,
+) -> None:
     """As `sample_naive`, but the outer levels run once for each line, and the inner level along that line only."""
     fastest = tokens.dim() - 2
     for line in _lines(tokens):
         if draw.start_line(tokens, known, line):
-            line_context = _at(model.run_outer_levels(model.token_embeddings(tokens), context), line)
+            embedded = model.token_embeddings(tokens)
+            line_context = _at(model.run_outer_levels(embedded, context, layer_context=layer_context), line)
             for position in range(tokens.shape[-1]):
                 previous = shift(model.token_embeddings(_at(tokens, line)), fastest)
-                logits = model.run_inner_level(previous, line_context)
+                logits = model.run_inner_level(previous, line_context, layer_context=layer_context)
                 draw(position, logits.flatten(1, -2)[:, position])
 
 
-def sample_cached(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
+def sample_cached(
+    model,
+    tokens: torch.Tensor,
+    known: torch.Tensor,
+    context: torch.Tensor,
+    layer_context: LayerContext,
+    draw: Draw,
+) -> None:
     """As `sample_naive`, but each token passes each level once: outer levels slice by slice, the inner one by one."""
     inner_cache = LineCache(tokens.dim() - 2, tokens.shape[-1])
-    _sample_step_by_step(model, tokens, known, context, draw, inner_cache, model.run_inner_level)
+    layer_context = layer_context._replace(cache=inner_cache)
+    _sample_step_by_step(model, tokens, known, context, layer_context, draw, model.run_inner_level)
 
 
-def sample_compiled(model, tokens: torch.Tensor, known: torch.Tensor, context: torch.Tensor, draw: Draw) -> None:
+def sample_compiled(
+    model,
+    tokens: torch.Tensor,
+    known: torch.Tensor,
+    context: torch.Tensor,
+    layer_context: LayerContext,
+    draw: Draw,
+) -> None:
     """As `sample_cached`, the step of the inner level compiled. What is drawn first waits for the compiler."""
     inner_cache = StaticLineCache(tokens.dim() - 2, tokens.shape[-1], tokens.device)
     first_cell = _at(context, (0,) * (tokens.dim() - 1))
-    with_cache = LayerContext(cache=inner_cache)
-    model.run_inner_level(torch.zeros_like(first_cell), first_cell, layer_context=with_cache)  # makes its tensors
+    layer_context = layer_context._replace(cache=inner_cache)
+    model.run_inner_level(torch.zeros_like(first_cell), first_cell, layer_context=layer_context)  # makes its tensors
     step = torch.compile(model.run_inner_level, dynamic=False)
-    _sample_step_by_step(model, tokens, known, context, draw, inner_cache, step)
+    _sample_step_by_step(model, tokens, known, context, layer_context, draw, step)
 
 
 def _sample_step_by_step(
@@ -267,12 +300,15 @@ def _sample_step_by_step(
     tokens: torch.Tensor,
     known: torch.Tensor,
     context: torch.Tensor,
+    layer_context: LayerContext,
     draw: Draw,
-    inner_cache: LineCache,
     run_inner_level: Callable,
 ) -> None:
+    """`layer_context`: with the cache of the inner level."""
     fastest = tokens.dim() - 2
     caches = [LineCache(axis, tokens.shape[axis + 1]) for axis in range(fastest)]
+    with_outer_caches = [layer_context._replace(cache=cache) for cache in caches]
+    inner_cache = layer_context.cache
 
     def fill_slice(index: tuple[int, ...], context: torch.Tensor) -> None:
         """Fills the cells that begin with `index`, whose context is (B, 1, ..., 1, *other axes, hidden_size)."""
@@ -287,17 +323,15 @@ def _sample_step_by_step(
             if position + 1 < tokens.shape[axis + 1]:
                 hidden_states = model.token_embeddings(_at(tokens, (*index, position)))
                 caches[axis].position = position
-                with_cache = LayerContext(cache=caches[axis])
-                gathered = model.outer_levels[axis](hidden_states + own_context, layer_context=with_cache)
+                gathered = model.outer_levels[axis](hidden_states + own_context, with_outer_caches[axis])
 
     def fill_line(line: tuple[int, ...], context: torch.Tensor) -> None:
         if not draw.start_line(tokens, known, line):
             return
         previous = torch.zeros_like(context.narrow(fastest + 1, 0, 1), memory_format=torch.contiguous_format)
-        with_cache = LayerContext(cache=inner_cache)
         for position in range(tokens.shape[-1]):
             inner_cache.position = position
-            logits = run_inner_level(previous, context.narrow(fastest + 1, position, 1), layer_context=with_cache)
+            logits = run_inner_level(previous, context.narrow(fastest + 1, position, 1), layer_context=layer_context)
             draw(position, logits.flatten(1, -2)[:, 0])
             previous = model.token_embeddings(_at(tokens, (*line, position)))
 

@@ -117,8 +117,7 @@ class WindowedAxialAttention(AxialSelfAttention):
     def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> tuple[WindowBlocks, tuple[Any, ...]]:
         length = cells.positions.shape[-1]
         blocks = window_blocks(length, window_of(axis), cells.wraps, cells.positions.device)
-        cells = cells._replace(queries=cells.positions[:, blocks.queries], keys=cells.positions[:, blocks.keys])
-        return blocks, prepare_line(config, axis, cells)
+        return blocks, prepare_line(config, axis, cells._replace(queries=blocks.queries, keys=blocks.keys))
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         blocks, prepared = self.prepared(hidden_states, context)
@@ -134,4 +133,4 @@ class MaskedWindowAttention(WindowedAxialAttention):
     @staticmethod
     def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> Any:
         """Which queries and keys may meet, (1, queries, keys), and what the positions prepare."""
-        return cells.distances.abs() <= window_of(axis), prepare_line(config, axis, cells)
+        return cells.counted.distances.abs() <= window_of(axis), prepare_line(config, axis, cells)

@@ -9,7 +9,7 @@ from modeling_axial.layer_context import NO_CONTEXT, LayerContext
 def test_nothing_can_be_set():
     with pytest.raises(AttributeError):
         NO_CONTEXT.mask = torch.ones(1)
-    assert NO_CONTEXT == (None, (), (), None, False)
+    assert NO_CONTEXT == (None, (), (), (), None, False)
 
 
 def test_what_moves_or_casts_arguments_finds_the_tensors():

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from modeling_axial.attention import AxialSelfAttention
-from modeling_axial.layer_context import LayerContext
+from modeling_axial.layer_context import NO_CONTEXT, LayerContext
 from modeling_axial.line_cache import LineCache, StaticLineCache
-from tests.test_modeling_axial_decoder import kinds, make_config, make_model, redraw, variants
+from modeling_axial.position_embeddings import AxisCells
+from tests.test_modeling_axial_decoder import kinds, make_config, make_model, make_position_ids, redraw, variants
 from tests.test_sampling import conditions, sample
 
 
@@ -47,8 +48,11 @@ def test_static_tensors_and_a_mask_of_what_has_come():
         assert torch.equal(values[:, :, mask], value[:, :, : position + 1])
 
 
-def attended_by_loops(attention, hidden_states):
-    """The causal attention of lines (lines, length, hidden_size) by its formula, one head, query and key at a time."""
+def attended_by_loops(attention, hidden_states, positions):
+    """The causal attention of lines (lines, length, hidden_size) by its formula, one head, query and key at a time.
+
+    `positions`: of the cells, one number each.
+    """
     kinds = [type(position).__name__ for position in attention.positions]
     query, key, value = (
         projection(hidden_states).unflatten(-1, (-1, attention.head_dim))
@@ -68,12 +72,14 @@ def attended_by_loops(attention, hidden_states):
         for s in range(t + 1):
             q, k = query[:, t], key[:, s]
             if "RotaryPosition" in kinds:
-                q, k = turned(q, t), turned(k, s)
+                q, k = turned(q, positions[t]), turned(k, positions[s])
             score = (q * k).sum(-1) * attention.head_dim**-0.5
             if "RelativePosition" in kinds:
                 table = attention.positions[kinds.index("RelativePosition")].table
                 reach = len(table) // 2
-                score = score + table[min(t - s, reach) + reach]
+                row = max(min(positions[t] - positions[s], reach), -reach) + reach
+                below, share = int(row), row - int(row)
+                score = score + (1 - share) * table[below] + share * table[min(below + 1, 2 * reach)]
             scores.append(score)
         weights = torch.stack(scores, -1).softmax(-1)  # (lines, heads, keys)
         rows.append(torch.einsum("bns,bsnd->bnd", weights, value[:, : t + 1]).flatten(-2))
@@ -81,23 +87,29 @@ def attended_by_loops(attention, hidden_states):
 
 
 @kinds
+@pytest.mark.parametrize("positions", [None, (-1.0, 0.5, 0.75, 2.0, 1.5, 6.0, 40.25)], ids=["counted", "given"])
 @pytest.mark.parametrize(("axis", "static"), [(0, False), (1, False), (2, False), (2, True)])
-def test_a_layer_alone_given_one_position_after_the_other(axis, static, position_embedding):
-    """As the whole line at once, and as by loops; the native lengths are 2, so that distances leave the tables."""
-    config = make_config((2, 2, 2), position_embedding=position_embedding)
+def test_a_layer_alone_given_one_position_after_the_other(axis, static, positions, position_embedding):
+    """As the whole line at once, and as by loops; the native lengths are 3, so that distances leave the tables."""
+    config = make_config((3, 3, 3), position_embedding=position_embedding)
     attention = redraw(AxialSelfAttention(config, axis, is_causal=True).double())
     grid = [3, 2, 2]
     grid[axis] = 7
     hidden_states = torch.randn(2, *grid, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     lines = hidden_states.movedim(axis + 1, -2)
+    context = NO_CONTEXT
+    if positions is not None:
+        given = AxisCells(torch.tensor([positions], dtype=torch.float64))
+        context = LayerContext(cells=tuple(given if each == axis else None for each in range(3)))
     with torch.no_grad():
-        whole = attention(hidden_states)
-        expected = attended_by_loops(attention, lines.flatten(0, -3)).view(lines.shape).movedim(-2, axis + 1)
+        whole = attention(hidden_states, context)
+        expected = attended_by_loops(attention, lines.flatten(0, -3), positions or range(7))
+        expected = expected.view(lines.shape).movedim(-2, axis + 1)
         torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
         cache = StaticLineCache(2, 7, hidden_states.device) if static else LineCache(axis, 7)
         for position in range(7):
             cache.position = position
-            step = attention(hidden_states.narrow(axis + 1, position, 1), LayerContext(cache=cache))
+            step = attention(hidden_states.narrow(axis + 1, position, 1), context._replace(cache=cache))
             torch.testing.assert_close(step, whole.narrow(axis + 1, position, 1), rtol=1e-12, atol=1e-12)
 
 
@@ -106,7 +118,7 @@ def test_a_step_of_static_shapes_draws_the_same_pixels(monkeypatch, overrides):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda step, **options: compiled.append(step) or step)
     model = make_model((4, 5), **{"vocab_size": 17, **overrides})
-    options = conditions(model)
+    options = conditions(model) | {"position_ids": make_position_ids((4, 5))}
     shapes = []
     append = StaticLineCache.append
 
@@ -168,14 +180,14 @@ def share_a_cache_between_blocks(monkeypatch):
 
 def count_from_zero_on(axis):
     def plant(monkeypatch):
-        cells = LineCache.cells
+        select = LineCache.select
 
-        def forgetful(self, states):
-            found = cells(self, states)
-            zero = torch.zeros_like(found.positions)
-            return found._replace(positions=zero, queries=zero) if self.axis == axis else found
+        def forgetful(self, cells):
+            found = select(self, cells)
+            zero = {"positions": torch.zeros_like(found.positions), "queries": torch.zeros_like(found.queries)}
+            return found._replace(**zero) if self.axis == axis else found
 
-        monkeypatch.setattr(LineCache, "cells", forgetful)
+        monkeypatch.setattr(LineCache, "select", forgetful)
 
     return plant
 

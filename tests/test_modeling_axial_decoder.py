@@ -78,6 +78,15 @@ def make_inputs(config, batch=2, seed=2, dtype=torch.float64, image_size=None):
     return inputs
 
 
+def make_position_ids(image_size=(3, 5), batch=2, seed=6):
+    """Places in and beyond the native grid, in no order, other ones for each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.rand(batch, length, generator=generator, dtype=torch.float64) * 2 * length - length / 2
+        for length in image_size
+    )
+
+
 orders = pytest.mark.parametrize("channel_order", ["slices", "nested"])
 variants = pytest.mark.parametrize(
     "overrides",
@@ -167,9 +176,9 @@ def test_tables_of_positions():
 # Who knows whom
 
 
-def dependencies(model):
+def dependencies(model, **options):
     """The boolean matrix [logits of, value of]: which logits change, at all, when one value of a picture changes."""
-    inputs = make_inputs(model.config, batch=1)
+    inputs = make_inputs(model.config, batch=1) | options
     input_ids = inputs.pop("input_ids")
     rows = []
     with torch.no_grad():
@@ -206,6 +215,8 @@ def test_four_axes(channel_order):
 def test_dependencies_with_positions_in_the_blocks(position_embedding, channel_order):
     model = make_model((4, 5), channel_order=channel_order, position_embedding=position_embedding)
     assert torch.equal(dependencies(model), strict_raster_order(model.config))
+    elsewhere = make_position_ids((4, 5), batch=1)
+    assert torch.equal(dependencies(model, position_ids=elsewhere), strict_raster_order(model.config))
 
 
 @orders
@@ -277,6 +288,8 @@ def test_windows_reach_what_their_rules_say(position_embedding, window):
     model = make_model((5, 7), **options)
     expected = reached_by_rules(5, 7, window)
     assert torch.equal(dependencies(model), expected)
+    # A window counts cells, wherever they lie.
+    assert torch.equal(dependencies(model, position_ids=make_position_ids((5, 7), batch=1)), expected)
     assert not (expected & ~strict_raster_order(model.config)).any()
     assert torch.equal(expected, strict_raster_order(model.config)) == (window == 10)
 
@@ -731,7 +744,7 @@ def test_reversible_and_checkpointed_training_gives_the_same_gradients(channel_o
             num_condition_channels=1,
             hidden_dropout_prob=0.2,
         ).train()
-        inputs = make_inputs(model.config)
+        inputs = make_inputs(model.config) | {"position_ids": make_position_ids()}
         stacks = [module for module in model.modules() if hasattr(module, "executor_class")]
         expected_class = RebuiltTwoStream if reversible else OneStream
         assert len(stacks) > 2 and all(stack.executor_class is expected_class for stack in stacks)
@@ -899,6 +912,70 @@ def test_blocks_split_over_two_ranks(tmp_path):
         assert found["loss"] < 1e-12 and found["gradient"] < 1e-12 and found["log_prob"] < 1e-9 and found["drawn"]
 
 
+# Cells that lie elsewhere
+
+
+@variants
+def test_cells_where_they_are_by_default_change_nothing(overrides):
+    model = make_model(**overrides)
+    inputs = make_inputs(model.config)
+    counted = [torch.arange(3), torch.arange(5.0)]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(**inputs, position_ids=counted).logits, model(**inputs).logits, rtol=1e-12, atol=1e-12
+        )
+
+
+@variants
+def test_each_sample_has_its_own_places(overrides):
+    model = make_model(**overrides)
+    inputs, elsewhere = make_inputs(model.config), make_position_ids()
+    with torch.no_grad():
+        together = model(**inputs, position_ids=elsewhere).logits
+        assert (together != model(**inputs).logits).any()
+        torch.testing.assert_close(
+            model.log_prob(**inputs, position_ids=elsewhere),
+            together.log_softmax(-1).gather(-1, inputs["input_ids"][..., None]).flatten(1).sum(1),
+        )
+        for number in range(2):
+            alone = {name: value[number : number + 1] for name, value in inputs.items()}
+            places = [positions[number] for positions in elsewhere]
+            found = model(**alone, position_ids=places).logits
+            torch.testing.assert_close(found, together[number : number + 1], rtol=1e-12, atol=1e-12)
+
+
+@orders
+@pytest.mark.parametrize("window", [None, 1])
+def test_distances_alone_count_in_the_blocks(window, channel_order):
+    options = {"position_embedding": "rotary+relative", "num_condition_channels": 1, "attention_window": window}
+    model = make_model(channel_order=channel_order, **options)
+    inputs, elsewhere = make_inputs(model.config), make_position_ids()
+    with torch.no_grad():
+        logits = model(**inputs, position_ids=elsewhere).logits
+        moved = model(**inputs, position_ids=[positions + 11.5 for positions in elsewhere]).logits
+        torch.testing.assert_close(moved, logits, rtol=1e-10, atol=1e-10)
+        for axis in range(2):
+            stretched = [positions * (1.5 if each == axis else 1) for each, positions in enumerate(elsewhere)]
+            assert (model(**inputs, position_ids=stretched).logits - logits).abs().max() > 1e-3, axis
+
+
+@orders
+def test_a_tile_has_the_rows_of_its_place_in_the_tables(channel_order):
+    overrides = {"channel_order": channel_order, "num_condition_channels": 1}
+    model, smaller = make_model((7, 11), **overrides), make_model((3, 5), **overrides)
+    weights = {}
+    for name, weight in model.state_dict().items():
+        native = smaller.state_dict()[name].shape
+        first = 2 if weight.shape[0] == 7 else 4  # of the rows, and of the columns
+        weights[name] = weight if weight.shape == native else weight[first : first + native[0]]
+    smaller.load_state_dict(weights)
+    inputs, tile = make_inputs(smaller.config), [torch.arange(2, 5), torch.arange(4, 9)]
+    with torch.no_grad():
+        found, expected = model(**inputs, position_ids=tile).logits, smaller(**inputs).logits
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert (model(**inputs).logits - expected).abs().max() > 1e-3
+
+
 # Other sizes, wrong inputs
 
 
@@ -957,6 +1034,10 @@ def test_no_pictures_have_no_probabilities(overrides):
         ({}, {"condition": torch.zeros(2, 1, 3, 5)}, "num_condition_channels=0, condition is given"),
         ({"num_condition_channels": 1}, {"condition": None}, "num_condition_channels=1, condition is not given"),
         ({"num_condition_channels": 1}, {"condition": torch.zeros(2, 1, 5, 3)}, r"\(2, 1, 3, 5\), got \(2, 1, 5, 3\)"),
+        ({}, {"position_ids": torch.zeros(3)}, "position_ids must be a sequence of one tensor for each of the 2 axes"),
+        ({"channel_order": "nested"}, {"position_ids": [torch.zeros(n) for n in (2, 3, 5)]}, "2 axes.* got list of 3"),
+        ({}, {"position_ids": [torch.zeros(3), torch.zeros(2, 3)]}, r"axis 1 must have shape \(5,\) or \(2, 5\)"),
+        ({}, {"position_ids": [torch.zeros(3), torch.full((5,), math.nan)]}, "of axis 1 must be finite"),
     ],
 )
 def test_inputs_that_do_not_fit(overrides, changes, message):

@@ -401,7 +401,7 @@ def test_distances_on_a_circle_go_the_shorter_way_round():
     # Half a circle is one distance, wherever it begins.
     ends = AxisCells(torch.arange(8.0)[None], 8).distances[0]
     assert {ends[cell, (cell + 4) % 8].item() for cell in range(8)} == {-4}
-    blocks = AxisCells(positions, 8, queries=positions[:, [[0], [3]]], keys=positions[:, [[1, 2], [0, 1]]])
+    blocks = AxisCells(positions, 8, queries=torch.tensor([[0], [3]]), keys=torch.tensor([[1, 2], [0, 1]]))
     assert blocks.distances.tolist() == [[[[-2.5, 2.0]], [[-1.0, -3.5]]]]
 
 

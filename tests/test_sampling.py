@@ -11,7 +11,16 @@ import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
 from modeling_axial.sampling import SAMPLERS, Draw, Known, SamplingOptions, keep_top_k, keep_top_p
-from tests.test_modeling_axial_decoder import kinds, make_config, make_inputs, make_model, orders, redraw, variants
+from tests.test_modeling_axial_decoder import (
+    kinds,
+    make_config,
+    make_inputs,
+    make_model,
+    make_position_ids,
+    orders,
+    redraw,
+    variants,
+)
 
 EAGER = [name for name in SAMPLERS if name != "compiled"]
 
@@ -56,6 +65,21 @@ def test_samplers_agree_beyond_the_tables_of_distances(position_embedding):
     condition = conditions(model, image_size=(4, 5))["condition"]
     pictures = [sample(model, sampler=sampler, condition=condition) for sampler in EAGER]
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+
+
+@variants
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_samplers_agree_on_cells_anywhere(overrides, guidance_scale):
+    guided = {"num_classes": 3, "class_dropout_prob": 0.1} if guidance_scale > 1 else {}
+    model = make_model(**{"vocab_size": 17, **overrides, **guided})
+    options = conditions(model) | {"guidance_scale": guidance_scale}
+    elsewhere = make_position_ids()
+    pictures = [sample(model, sampler=sampler, position_ids=elsewhere, **options) for sampler in EAGER]
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+    assert not torch.equal(pictures[0], sample(model, **options))
+    shared = [positions[:1] for positions in elsewhere]
+    first, second = (sample(model, position_ids=each, **options) for each in (elsewhere, shared))
+    assert torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
 
 
 @orders
@@ -164,10 +188,11 @@ def test_compiled_code_draws_the_same_pixels(implementation, overrides):
     torch.compiler.reset()
     model = make_model((4, 5), num_channels=1, vocab_size=11, **overrides)
     model.set_attn_implementation(implementation)
-    pictures = sample(model, 3)
+    options = {"position_ids": make_position_ids((4, 5), 3)} if overrides else {}
+    pictures = sample(model, 3, **options)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        assert torch.equal(sample(model, 3, sampler="compiled"), pictures)
-        assert not torch.equal(sample(model, 3, seed=5, sampler="compiled"), pictures)
+        assert torch.equal(sample(model, 3, sampler="compiled", **options), pictures)
+        assert not torch.equal(sample(model, 3, seed=5, sampler="compiled", **options), pictures)
 
 
 # Cost
