@@ -11,12 +11,14 @@ accepts is split.
 import math
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.attention.flex_attention import flex_attention
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -146,6 +148,64 @@ def _refuse_second_derivatives(_) -> NoReturn:
     )
 
 
+def flexible_attention_forward(
+    module: nn.Module | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """PyTorch's flex attention: transformers' "flex_attention", which would add the 0 and 1 of a boolean mask to the
+    scores, read that of the first head for all, and leave out `is_causal`.
+
+    Each query needs some key. On CPUs it serves inference alone, in float32 and less. PyTorch compiles it for each of
+    the first eight shapes, for seconds, and runs plain steps after that.
+    """
+    if query.numel() == 0:
+        return fused_attention_forward(module, query, key, value, attention_mask)
+    operands = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
+    on_cpu = query.device.type == "cpu"
+    missing = {
+        f"dropout={dropout}": dropout > 0,
+        "backward on CPUs": on_cpu and torch.is_grad_enabled() and any(states.requires_grad for states in operands),
+        "torch.float64 on CPUs": on_cpu and query.dtype == torch.float64,
+        # PyTorch's compiler for CPUs lowers it for tensors of 4 dims alone, and no views of others.
+        "place in a compiled model on CPUs": on_cpu and torch.compiler.is_compiling(),
+    }
+    for what, is_missing in missing.items():
+        if is_missing:
+            raise ValueError(f'attn_implementation="flex_attention" has no {what}: take "sdpa".')
+    if attention_mask is not None:
+        attention_mask = attention_mask.expand(*query.shape[:-1], key.shape[-2])
+
+    def score_mod(score, batch, head, query_cell, key_cell):
+        if attention_mask is not None:
+            at_pair = attention_mask[batch, head, query_cell, key_cell]
+            score = torch.where(at_pair, score, -torch.inf) if attention_mask.dtype == torch.bool else score + at_pair
+        return torch.where(query_cell >= key_cell, score, -torch.inf) if is_causal else score
+
+    attend = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    return attend(query, key, value, score_mod=score_mod, scale=scaling).transpose(1, 2), None
+
+
+@cache
+def compiled_flex_attention() -> Callable:
+    # Not as transformers compiles it: with open sizes the code for CPUs does not compile (torch 2.13).
+    return torch.compile(flex_attention, dynamic=False)
+
+
+# What stands in for functions of transformers' `AttentionInterface`, which do not mind all that lines may be.
+INTERFACES = {
+    None: fused_attention_forward,
+    sdpa_attention_forward: fused_attention_forward,
+    flex_attention_forward: flexible_attention_forward,
+}
+
+
 def axial_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -234,8 +294,7 @@ def attend_along_axis(
     # exported. Heads are independent, so the fused kernel may take lines as heads, which needs no copy; any other
     # interface may count on real heads (biases, maps), and gets lines as batch. A bias of heads is repeated for lines
     # that are heads, which needs 0.7 to 1.2 times the time of copies of query, key and value (1.6 on 1 grid of 256²).
-    if attention_interface in (None, sdpa_attention_forward):
-        attention_interface = fused_attention_forward
+    attention_interface = INTERFACES.get(attention_interface, attention_interface)
     fold = fold_lines_into_heads if attention_interface is fused_attention_forward else fold_lines_into_batch
     masks = []
     if mask is not None:
@@ -248,7 +307,8 @@ def attend_along_axis(
         masks.append(torch.ones(1, 1, length, length, dtype=torch.bool, device=query.device).tril())
         is_causal = False
     allowed = reduce(operator.and_, masks) if masks else None
-    if bias is None and pair_mask is None:
+    ours = attention_interface in (fused_attention_forward, eager_attention_forward)
+    if bias is None and pair_mask is None and ours:  # they mind queries without any key
         attention_mask, without_key = allowed, None
     else:
         bias = None if bias is None else fold_pairs(bias.to(query.dtype), fold, query, axis)

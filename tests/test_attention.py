@@ -5,7 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from modeling_axial import AxialModel
 from modeling_axial import attention as attention_module
@@ -806,6 +808,105 @@ def test_heads_of_any_width():
     shapes = {name: tuple(module.weight.shape) for name, module in attention.named_children() if "proj" in name}
     assert shapes == {"q_proj": (6, 8), "k_proj": (6, 8), "v_proj": (6, 8), "o_proj": (8, 6)}
     assert attention(torch.ones(2, 3, 5, 8)).shape == (2, 3, 5, 8)
+
+
+# ---- flex attention ----
+
+
+@pytest.fixture
+def flex(monkeypatch):
+    """transformers' interface of that name, where PyTorch's function is not compiled, which would take seconds a case.
+
+    So its numbers are those of PyTorch's plain steps, which say so in a warning.
+    """
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(attention_module, "compiled_flex_attention", lambda: flex_attention)
+    return flex_attention_forward
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("scores", ["plain", "bias of heads", "bias of samples", "pairs", "bias and pairs"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_flex_attention_equals_the_reference(flex, is_causal, masked, scores):
+    for grid in PRIME_GRIDS[:-1]:
+        for axis, length in enumerate(grid):
+            query, key, value = (states(2, *grid, 3, 4, seed=seed, dtype=torch.float32) for seed in range(3))
+            options = {"is_causal": is_causal, "scaling": 0.4}
+            if masked:
+                options["mask"] = states(2, *grid, seed=3) > 0
+                options["mask"][(slice(None), *[0] * axis)] = False  # lines without any key
+            if "bias" in scores:
+                options["bias"] = states(2, 3, length, length, dtype=torch.float32)[: 2 if "samples" in scores else 1]
+            if "pairs" in scores:
+                options["pair_mask"] = states(1, length, length, seed=4) > -0.5
+            found, weights = axial_attention(query, key, value, axis, attention_interface=flex, **options)
+            options = {name: option.double() if name == "bias" else option for name, option in options.items()}
+            operands = (operand.double() for operand in (query, key, value))
+            expected, _ = axial_attention(*operands, axis, attention_interface=eager_attention_forward, **options)
+            assert weights is None
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    empty = query[:0]
+    assert axial_attention(empty, empty, empty, 0, attention_interface=flex)[0].shape == empty.shape
+
+
+def make_flex_model(**options):
+    torch.manual_seed(0)
+    config = AxialConfig(
+        image_size=[10, 21], patch_size=[2, 3], hidden_size=24, num_attention_heads=4, num_hidden_layers=1, **options
+    )
+    model = AxialModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"position_embedding": "rotary+relative"},
+        pytest.param({"attention_window": [1, None], "attention_mode": "split"}, marks=pytest.mark.audit),
+        pytest.param({"position_embedding": "relative", "periodic": [False, True]}, marks=pytest.mark.audit),
+        pytest.param({"num_inducing_points": [None, 2], "use_qk_norm": True}, marks=pytest.mark.audit),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_a_model_with_compiled_flex_attention(options):
+    torch.compiler.reset()
+    model = make_flex_model(**options)
+    pixel_values = states(2, 3, 10, 21, dtype=torch.float32)
+    mask = states(2, 5, 7, seed=1) > 0
+    mask[:, 1] = False
+    model.set_attn_implementation("sdpa")
+    expected = model(pixel_values, attention_mask=mask, output_attentions=True)
+    model.set_attn_implementation("flex_attention")
+    assert model.config._attn_implementation == "flex_attention"
+    found = model(pixel_values, attention_mask=mask)
+    torch.testing.assert_close(found.last_hidden_state[mask], expected.last_hidden_state[mask], rtol=1e-4, atol=1e-5)
+    maps = model(pixel_values, attention_mask=mask, output_attentions=True).attentions  # eager attention gives them
+    for map, expected_map in zip(maps, expected.attentions, strict=True):
+        torch.testing.assert_close(map, expected_map, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_what_flex_attention_lacks_is_refused_by_name(reversible):
+    model = make_flex_model(reversible=reversible, attention_probs_dropout_prob=0.1)
+    model.set_attn_implementation("flex_attention")
+    pixel_values = states(1, 3, 10, 21, dtype=torch.float32)
+    with pytest.raises(ValueError, match='"flex_attention" has no backward on CPUs: take "sdpa"'):
+        model(pixel_values)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match='"flex_attention" has no dropout=0.1: take "sdpa"'):
+            model.train()(pixel_values)
+        with pytest.raises(ValueError, match='"flex_attention" has no torch.float64 on CPUs: take "sdpa"'):
+            model.eval().double()(pixel_values.double())
+        with pytest.raises(Exception, match='"flex_attention" has no place in a compiled model on CPUs: take "sdpa"'):
+            torch.compile(model.float(), fullgraph=True)(pixel_values)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="backward on CPUs"):  # of the pixels
+        model(pixel_values.requires_grad_())
 
 
 # ---- normalised queries and keys ----
