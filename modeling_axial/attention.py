@@ -130,7 +130,11 @@ def fused_attention_forward(
     )
     if eagerly and output.grad_fn is not None:
         output.grad_fn.register_hook(_name_the_way_to_second_derivatives)
-    return output.transpose(1, 2), None
+    output = output.transpose(1, 2)
+    if learned_bias and torch.compiler.is_exporting():
+        # PyTorch's plain steps have other strides than its kernel, and who exports on to ONNX has no gradients.
+        output = output.clone(memory_format=torch.contiguous_format)
+    return output, None
 
 
 def _name_the_way_to_second_derivatives(gradients: tuple[torch.Tensor | None, ...], _) -> None:

@@ -156,13 +156,31 @@ def read_table(table: torch.Tensor, positions: torch.Tensor, periodic: bool = Fa
     Linear between two rows, exact at whole numbers, and the first or last row beyond the edges, or, if it is periodic,
     as if the table was repeated there. Made of gathers, whose backward has a deterministic form on every device.
     """
-    last = table.shape[0] - 1
-    positions = positions.remainder(table.shape[0]) if periodic else positions.clamp(0, last)
+    return mix_rows(table, find_rows(table.shape[0], positions, periodic))
+
+
+class TableRows(NamedTuple):
+    """Between which rows of a table positions lie."""
+
+    below: torch.Tensor
+    above: torch.Tensor
+    share: torch.Tensor  # of the row above
+
+
+def find_rows(num_rows: int, positions: torch.Tensor, periodic: bool = False) -> TableRows:
+    """The rows at positions (...), as `read_table` takes them."""
+    last = num_rows - 1
+    positions = positions.remainder(num_rows) if periodic else positions.clamp(0, last)
     below = positions.long().clamp(max=last)  # a remainder is rounded up to the divisor where it is closest to that
     above = below + 1
-    above = above.remainder(table.shape[0]) if periodic else above.clamp(max=last)
+    above = above.remainder(num_rows) if periodic else above.clamp(max=last)
+    return TableRows(below, above, positions - below)
+
+
+def mix_rows(table: torch.Tensor, rows: TableRows) -> torch.Tensor:
+    """What stands between these rows (...) of a table (rows, width): (..., width)."""
     wide = torch.promote_types(table.dtype, torch.float32)
-    mixed = torch.lerp(table[below].to(wide), table[above].to(wide), (positions - below)[..., None].to(wide))
+    mixed = torch.lerp(table[rows.below].to(wide), table[rows.above].to(wide), rows.share[..., None].to(wide))
     return mixed.to(table.dtype)
 
 
@@ -229,12 +247,12 @@ class RelativePosition(LinePosition):
         self.table = nn.Parameter(torch.empty(2 * axis.reach + 1, axis.num_heads))
 
     @staticmethod
-    def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> torch.Tensor:
-        """The rows of the pairs: (1 or B, *blocks, queries, keys)."""
-        return cells.distances + axis.reach
+    def prepare(config: BlockConfig, axis: AxisDescription, cells: AxisCells) -> TableRows:
+        """The rows of the pairs, each (1 or B, *blocks, queries, keys)."""
+        return find_rows(2 * axis.reach + 1, cells.distances + axis.reach)
 
-    def bias(self, prepared: torch.Tensor) -> torch.Tensor:
-        return read_table(self.table, prepared).movedim(-1, -3)
+    def bias(self, prepared: TableRows) -> torch.Tensor:
+        return mix_rows(self.table, prepared).movedim(-1, -3)
 
 
 class PositionKind(NamedTuple):

@@ -892,6 +892,7 @@ def test_a_model_with_compiled_flex_attention(options):
 
 @pytest.mark.parametrize("reversible", [False, True])
 def test_what_flex_attention_lacks_is_refused_by_name(reversible):
+    torch.compiler.reset()
     model = make_flex_model(reversible=reversible, attention_probs_dropout_prob=0.1)
     model.set_attn_implementation("flex_attention")
     pixel_values = states(1, 3, 10, 21, dtype=torch.float32)

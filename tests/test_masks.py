@@ -63,6 +63,7 @@ def test_without_values_the_type_decides():
 
 
 def test_compiled_code_takes_integers_and_refuses_floats():
+    torch.compiler.reset()  # PyTorch compiles a function eight times at most
     model, pixel_values = AxialModel(config_for((5,), num_hidden_layers=1)).eval(), torch.randn(2, 2, 5)
     mask = torch.arange(10).view(2, 5) % 3 != 0
     compiled = torch.compile(model, backend="eager", fullgraph=True)

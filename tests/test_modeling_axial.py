@@ -486,10 +486,12 @@ def test_compiled_updates_equal_eager_ones(attention_mode, reversible):
 @pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
 def test_exported_equals_eager_at_other_sizes(num_axes):
     overrides = {
+        1: {"position_embedding": "learned+relative", "periodic": True},
         2: {"attention_mode": "alternating", "use_qk_norm": True, "layer_scale_init_value": 0.7, "drop_path_rate": 0.5},
         3: {"attention_mode": "split", "position_embedding": "rotary"},
+        4: {"attention_window": 1, "position_embedding": "relative"},
     }
-    model = make_model(num_axes, dtype=torch.float32, **overrides.get(num_axes, {}))
+    model = make_model(num_axes, dtype=torch.float32, **overrides[num_axes])
     batch = torch.export.Dim("batch", min=1, max=64)
     patches = [torch.export.Dim(f"patches_{axis}", min=1, max=64) for axis in range(num_axes)]
     sizes = [side * count for side, count in zip(model.config.patch_shape, patches, strict=True)]

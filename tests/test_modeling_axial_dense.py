@@ -556,11 +556,8 @@ def test_exported_equals_eager_at_other_sizes(model_class, dense_head, num_axes,
         torch.testing.assert_close(pixels_of(program(picture)), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.audit
-@dense_heads
-@model_classes
-def test_onnx_equals_eager_at_other_sizes(model_class, dense_head, tmp_path):
-    model = make_model(model_class, dense_head=dense_head, dtype=torch.float32)
+def compare_onnx(model, tmp_path):
+    """Exported to ONNX and run there against the model, at two sizes."""
     batch = torch.export.Dim("batch", min=1, max=64)
     height, width = (side * torch.export.Dim(name, min=2, max=64) for side, name in ((2, "rows"), (3, "columns")))
     torch.onnx.export(
@@ -578,6 +575,26 @@ def test_onnx_equals_eager_at_other_sizes(model_class, dense_head, tmp_path):
         picture = draw(3, 2, *sizes, dtype=torch.float32)
         (pixels,) = session.run(["pixels"], {"pixel_values": picture.numpy()})
         torch.testing.assert_close(torch.from_numpy(pixels), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.audit
+@dense_heads
+@model_classes
+def test_onnx_equals_eager_at_other_sizes(model_class, dense_head, tmp_path):
+    compare_onnx(make_model(model_class, dense_head=dense_head, dtype=torch.float32), tmp_path)
+
+
+@pytest.mark.audit
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"position_embedding": "learned+relative", "attention_mode": "split"},
+        {"position_embedding": "rotary+relative", "periodic": [True, False], "attention_window": [None, 1]},
+    ],
+    ids=str,
+)
+def test_onnx_of_biased_scores_and_windows(options, tmp_path):
+    compare_onnx(make_model(AxialForDensePrediction, dense_head="linear", dtype=torch.float32, **options), tmp_path)
 
 
 # ---- periodic axes ----

@@ -44,6 +44,14 @@ CONFIGS = {
         "position_embedding": "rotary",
         "reversible": True,
     },
+    "circle": {
+        "image_size": [10, 9],
+        "patch_size": [2, 3],
+        "attention_mode": "alternating",
+        "attention_window": [1, None],
+        "periodic": [False, True],
+        "position_embedding": ["learned+relative", "rotary+relative"],
+    },
 }
 
 # Loads a checkpoint, compares it with tensors kept in a file, and saves it again if it is told where.
@@ -183,7 +191,7 @@ def test_base_saved_again_by_a_head(base_checkpoint, run_python, tmp_path):
         pytest.param(
             AxialForSemanticSegmentation, "AutoModelForSemanticSegmentation", "volume", marks=pytest.mark.audit
         ),
-        (AxialForDensePrediction, "AutoModelForImageToImage", "plane"),
+        (AxialForDensePrediction, "AutoModelForImageToImage", "circle"),
         pytest.param(AxialForMaskedImageModeling, "AutoModelForMaskedImageModeling", "plane", marks=pytest.mark.audit),
     ],
 )
