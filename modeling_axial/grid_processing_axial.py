@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from transformers.image_processing_base import BatchFeature
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import Unpack
 
 from .processor_arrays import (
@@ -26,7 +25,7 @@ from .processor_arrays import (
     read,
     read_labels,
 )
-from .processor_options import StrictOptions, lengths, one_or_per_channel, per_channel, whole_number
+from .processor_options import ArrayProcessor, lengths, one_or_per_channel, per_channel, whole_number
 
 LAYOUTS = ("channels_first", "channels_last")
 VALUES_AT_ONCE = 2**22  # in float64, 32 MiB, while statistics are learnt
@@ -220,7 +219,7 @@ class AxialGridProcessorKwargs(TypedDict, total=False):
     target_std: float | list[float] | tuple[float, ...] | None
 
 
-class AxialGridProcessor(StrictOptions, BaseImageProcessor):
+class AxialGridProcessor(ArrayProcessor):
     """Arrays of any number of axes -> `pixel_values` (B, C, *pixels), float32, and boolean `attention_mask` (B, *grid).
 
     Takes one array, a batch (B, ...) or a list of arrays of any sizes: (C, *pixels), or as `input_data_format` says,
@@ -281,7 +280,6 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
 
     def __init__(self, **kwargs: Unpack[AxialGridProcessorKwargs]):
         super().__init__(**kwargs)
-        self._set_attributes(**kwargs)
 
     def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:  # pyrefly: ignore[bad-override]  as `preprocess`
         """All options, checked, in the form in which they are kept."""
@@ -319,12 +317,6 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
                     options[key] = one_or_per_channel(options[key], key, number, positive)
         return options
 
-    def _options(self, **kwargs: Any) -> SimpleNamespace:
-        """The processor's options, and in their place those given to a call."""
-        self.refuse_unknown(kwargs)
-        kept = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__}
-        return SimpleNamespace(**self._standardize_kwargs(**{**kept, **kwargs}))
-
     @staticmethod
     def _scale(options: SimpleNamespace) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(means, deviations) of the arrays' channels."""
@@ -355,9 +347,6 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
         """The samples of one array, a batch or an iterable of arrays, described one at a time."""
         for i, array in enumerate(samples(arrays, name, len(options.patch_size) + 2)):
             yield describe_grid(array, f"{name}[{i}]", num_channels, options)
-
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, *args, **kwargs)
 
     def preprocess(  # pyrefly: ignore[bad-override]  its options are not those of pictures
         self,
@@ -494,23 +483,23 @@ class AxialGridProcessor(StrictOptions, BaseImageProcessor):
         return self
 
     def post_process_dense_prediction(self, outputs: Any, target_sizes: Any = None) -> list[torch.Tensor]:
-        """`predictions` (B, channels, *pixels) -> for each sample (channels, *size) in the units of the targets.
+        """`prediction` (B, channels, *pixels) -> for each sample (channels, *size) in the units of the targets.
 
         `target_sizes`: the pixels of each sample before padding, which is cut off; by default nothing is. The results
         are float64 on the CPU: prediction · deviation + mean, of the targets.
 
         Raises:
-            ValueError: predictions of another rank or number of channels, or smaller than their size.
+            ValueError: a prediction of another rank (quantiles go one at a time) or number of channels, or smaller than
+                its size.
         """
         options = self._options()
         means, deviations = self._target_scale(options)
-        predictions, sizes = check_maps(outputs, "predictions", target_sizes, len(options.patch_size))
-        if predictions.shape[1] != len(means):
-            raise ValueError(f"predictions must have {len(means)} channels, got shape {tuple(predictions.shape)}")
+        prediction, sizes = check_maps(outputs, "prediction", target_sizes, len(options.patch_size))
+        if prediction.shape[1] != len(means):
+            raise ValueError(f"prediction must have {len(means)} channels, got shape {tuple(prediction.shape)}")
         dims = (-1, *[1] * len(options.patch_size))
         mean, deviation = (torch.tensor(numbers, dtype=torch.float64).view(dims) for numbers in (means, deviations))
-        cut = cut_to_sizes(predictions, sizes)
-        return [sample.detach().cpu().double() * deviation + mean for sample in cut]
+        return [sample.detach().cpu().double() * deviation + mean for sample in cut_to_sizes(prediction, sizes)]
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Any = None, return_segmentation_scores: bool = False

@@ -20,6 +20,7 @@ DESCRIPTIONS_OF_KINDS = {
     "M": "dates; give them as numbers",
     "m": "time spans; give them as numbers",
     "S": "text; give numbers",
+    "T": "text; give numbers",
     "U": "text; give numbers",
     "V": "records; give each field as a channel",
 }

@@ -5,10 +5,12 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 # What transformers stores in preprocessor_config.json, or has stored, without being an option.
 KEYS_OF_TRANSFORMERS = frozenset(
@@ -68,6 +70,26 @@ class StrictOptions(ImageProcessingMixin):
         values = super().to_dict()
         unknown = self._unknown(values)
         return {key: value for key, value in values.items() if key not in unknown}
+
+
+class ArrayProcessor(StrictOptions, BaseImageProcessor):
+    """Base of processors of other data than pictures, of which transformers' own steps know nothing.
+
+    Each has its options as attributes, `_standardize_kwargs`, which checks all of them, and `preprocess`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+
+    def _options(self, **kwargs: Any) -> SimpleNamespace:
+        """The processor's options, and in their place those given to a call."""
+        self.refuse_unknown(kwargs)
+        kept = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__}
+        return SimpleNamespace(**self._standardize_kwargs(**{**kept, **kwargs}))
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, *args, **kwargs)
 
 
 def whole_number(value: Any, name: str, least: int = 1) -> int:

@@ -7,14 +7,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 from transformers.image_processing_base import BatchFeature
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import Unpack
 
 from .grid_processing_axial import AxialGridProcessor
 from .image_processing_axial import MAX_PIXELS, AxialImageProcessor
 from .processor_arrays import check_count, check_size, describe, is_array, read
-from .processor_options import StrictOptions, one_or_per_channel, per_channel, whole_number
+from .processor_options import ArrayProcessor, one_or_per_channel, per_channel, whole_number
 
 
 def sampled_frames(num_frames: int, wanted: int | None) -> Sequence[int]:
@@ -110,7 +109,7 @@ class AxialVideoProcessorKwargs(TypedDict, total=False):
     pad_size: int | list[int] | tuple[int, ...] | None
 
 
-class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
+class AxialVideoProcessor(ArrayProcessor):
     """Decoded clips -> `pixel_values` (B, T, C, H, W), float32, by default in [-1, 1], and `attention_mask` (B, *grid).
 
     Takes one clip, a batch or a list of clips. A clip is an array or tensor (T, H, W, C) or (T, C, H, W), or a list of
@@ -152,7 +151,6 @@ class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
 
     def __init__(self, **kwargs: Unpack[AxialVideoProcessorKwargs]):
         super().__init__(**kwargs)
-        self._set_attributes(**kwargs)
 
     def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:  # pyrefly: ignore[bad-override]  as `preprocess`
         """All options, checked, in the form in which they are kept."""
@@ -164,8 +162,8 @@ class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
         pictures, grids = self._parts(SimpleNamespace(**options))
         if len(grids.patch_size) != 3:
             raise ValueError(f"patch_size of clips is (frames, height, width), got {grids.patch_size}")
-        for name in ("image_mean", "image_std"):
-            options[name] = one_or_per_channel(options[name], name, pictures.num_channels, name == "image_std")
+        for name, positive in (("image_mean", False), ("image_std", True)):
+            options[name] = one_or_per_channel(options[name], name, pictures.num_channels, positive)
         return {**options, "size": pictures.size, "patch_size": grids.patch_size, "pad_size": grids.pad_size}
 
     @staticmethod
@@ -183,9 +181,6 @@ class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
         )
         return pictures, grids
 
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, *args, **kwargs)
-
     def preprocess(  # pyrefly: ignore[bad-override]  its options are not those of pictures
         self, images: Any, return_tensors: str | None = None, **kwargs: Unpack[AxialVideoProcessorKwargs]
     ) -> BatchFeature:
@@ -193,9 +188,7 @@ class AxialVideoProcessor(StrictOptions, BaseImageProcessor):
 
         `return_tensors`: "pt" or "np".
         """
-        self.refuse_unknown(kwargs)
-        kept = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__}
-        options = SimpleNamespace(**self._standardize_kwargs(**{**kept, **kwargs}))
+        options = self._options(**kwargs)
         pictures, grids = self._parts(options)
         clips = split_clips(images)
         if not clips:

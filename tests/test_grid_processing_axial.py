@@ -13,15 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
-from transformers.utils import ModelOutput
 
-from modeling_axial import AxialConfig, AxialGridProcessor, AxialModel, grid_processing_axial
+from modeling_axial import (
+    AxialConfig,
+    AxialForDensePrediction,
+    AxialGridProcessor,
+    AxialModel,
+    grid_processing_axial,
+)
+from modeling_axial.modeling_axial_dense import DensePredictionOutput
 from tests.lazy_array import LazyArray, Sealed
 
 
-class Predictions:
-    def __init__(self, predictions):
-        self.predictions = predictions
+def predicted(values):
+    return DensePredictionOutput(prediction=values)
 
 
 def fields(*shape, seed=0, missing=0.0, dtype=np.float64):
@@ -122,11 +127,11 @@ def test_the_way_back(case):
     processor = AxialGridProcessor(patch_size=patch, num_channels=num_channels, image_mean=7.5, image_std=3.0)
     inputs = processor(arrays, targets=arrays, return_tensors="pt")
     assert torch.equal(inputs.labels, inputs.pixel_values)
-    back = processor.post_process_dense_prediction(Predictions(inputs.labels), [array.shape[1:] for array in arrays])
+    back = processor.post_process_dense_prediction(predicted(inputs.labels), [array.shape[1:] for array in arrays])
     for array, found in zip(arrays, back, strict=True):
         assert found.dtype == torch.float64
         np.testing.assert_allclose(found, array, rtol=0, atol=3e-6)
-    whole = processor.post_process_dense_prediction(Predictions(inputs.labels.bfloat16().requires_grad_()))
+    whole = processor.post_process_dense_prediction(predicted(inputs.labels.bfloat16().requires_grad_()))
     assert [sample.shape for sample in whole] == [inputs.labels.shape[1:]] * len(arrays)
 
 
@@ -225,7 +230,7 @@ def test_without_normalising():
     processor = AxialGridProcessor(patch_size=[2, 3], image_mean=7.5, image_std=3, do_normalize=False)
     inputs = processor(values, targets=values, return_tensors="pt")
     np.testing.assert_array_equal(inputs.pixel_values[0], np.where(np.isnan(values), 7.5, values).astype(np.float32))
-    back = processor.post_process_dense_prediction(Predictions(inputs.labels))[0]
+    back = processor.post_process_dense_prediction(predicted(inputs.labels))[0]
     np.testing.assert_array_equal(back, np.where(np.isnan(values), 0, values).astype(np.float32))
 
 
@@ -280,6 +285,16 @@ def test_models_see_nothing_of_padding_and_missing_cells():
             torch.testing.assert_close(pooled, alone, rtol=1e-12, atol=1e-12)
 
 
+def test_predictions_of_a_model_are_brought_back():
+    torch.manual_seed(0)
+    options = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AxialConfig(image_size=[4, 6], patch_size=[2, 3], num_channels=1, **options)
+    processor = AxialGridProcessor(patch_size=[2, 3], image_mean=7.0, image_std=3.0)
+    output = AxialForDensePrediction(config)(**processor(fields(1, 5, 7), return_tensors="pt"))
+    (found,) = processor.post_process_dense_prediction(output, [(5, 7)])
+    torch.testing.assert_close(found, output.prediction[0, :, :5, :7].double() * 3 + 7)
+
+
 # --- statistics -------------------------------------------------------------------------------------------------------
 
 
@@ -324,7 +339,7 @@ def test_statistics_of_targets():
     np.testing.assert_allclose(processor.target_mean, targets.mean(axis=(1, 2)), rtol=1e-13)
     labels = processor(arrays, targets=targets, return_tensors="pt").labels
     np.testing.assert_allclose(labels.double().mean((0, 2, 3)), 0, atol=1e-6)
-    np.testing.assert_allclose(processor.post_process_dense_prediction(Predictions(labels))[0], targets, atol=3e-6)
+    np.testing.assert_allclose(processor.post_process_dense_prediction(predicted(labels))[0], targets, atol=3e-6)
     assert processor.image_mean == pytest.approx((arrays.mean(),))
 
 
@@ -549,11 +564,11 @@ def test_bad_statistics():
 def test_bad_outputs():
     processor = AxialGridProcessor(patch_size=[4, 5], num_channels=2)
     for outputs, sizes, message in (
-        (Predictions(torch.zeros(1, 3, 4, 5)), None, "predictions must have 2 channels"),
-        (Predictions(torch.zeros(1, 2, 4)), None, "2 axes"),
-        (ModelOutput(), None, "must have predictions"),
-        (Predictions(torch.zeros(1, 2, 4, 5)), [(4, 6)], r"target_sizes ask for \(4, 6\) of \(4, 5\) pixels"),
-        (Predictions(torch.zeros(1, 2, 4, 5)), [(4, 5)] * 2, "one size for each"),
+        (predicted(torch.zeros(1, 3, 4, 5)), None, "prediction must have 2 channels"),
+        (predicted(torch.zeros(1, 2, 4)), None, "2 axes"),
+        (DensePredictionOutput(), None, "must have prediction "),
+        (predicted(torch.zeros(1, 2, 4, 5)), [(4, 6)], r"target_sizes ask for \(4, 6\) of \(4, 5\) pixels"),
+        (predicted(torch.zeros(1, 2, 4, 5)), [(4, 5)] * 2, "one size for each"),
     ):
         with pytest.raises(ValueError, match=message):
             processor.post_process_dense_prediction(outputs, sizes)

@@ -60,6 +60,7 @@ BAD_ARRAYS = {
     "time spans": (FOUR.astype("m8[s]"), "time spans"),
     "bytes": (FOUR.astype("S"), "text"),
     "text": (FOUR.astype(str), "text"),
+    "text of any length": (LazyArray(FOUR, dtype=np.dtypes.StringDType()), "text"),
     "records": (np.zeros(4, [("u", "f4")]), "records; give each field as a channel"),
     "unknown dtype": (LazyArray(FOUR, dtype="float7"), "float7, which numpy does not know"),
     "quantised tensor": (LazyArray(FOUR, dtype=torch.qint8), "qint8, which numpy does not know"),
