@@ -1,4 +1,6 @@
-"""Keywords of a model's forward: those that nobody knows are refused, and what some ask for is recorded."""
+"""Arguments of a model's forward: those that several models take are described once, those that nobody knows are
+refused, and what some ask for is recorded.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -33,6 +35,19 @@ def refuse_unknown_keywords(model: PreTrainedModel, keywords: Mapping[str, Any])
             f"{type(model).__name__}.forward has no argument {', '.join(map(repr, unknown))}; it takes "
             f"{', '.join(own)}, and the keywords that all models of transformers take, such as output_hidden_states."
         )
+
+
+def also_takes(arguments: str) -> Callable[[Callable], Callable]:
+    """Puts what is said of shared arguments before the docstring of a forward, which may say otherwise of some.
+
+    Stands below `auto_docstring`, whose own `custom_args` takes no docstring that is indented beside it.
+    """
+
+    def describe(forward: Callable) -> Callable:
+        forward.__doc__ = f"{arguments.strip()}\n{inspect.cleandoc(forward.__doc__ or '')}\n"
+        return forward
+
+    return describe
 
 
 def records_outputs(forward: Callable) -> Callable:

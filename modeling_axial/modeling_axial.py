@@ -17,7 +17,7 @@ from .configuration_axial import AxialConfig
 from .forward_keywords import records_outputs, refuse_unknown_keywords
 from .layer_context import LayerContext
 from .masks import grid_mask
-from .pooling import POOLING_CLASSES, AttentionPooling
+from .pooling import POOLING_CLASSES, AttentionPooling, MeanPooling
 from .position_embeddings import (
     AxisCells,
     GridPosition,
@@ -43,6 +43,22 @@ AUTO_MAP = {
     "AutoModelForSemanticSegmentation": "modeling_axial_dense.AxialForSemanticSegmentation",
     "AutoModelForVideoClassification": "modeling_axial_heads.AxialForVideoClassification",
 }
+
+
+# Arguments of several models, for `also_takes`.
+POSITION_ARGUMENTS = r"""
+position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
+    Where the cells lie along the axis, in cells; see [`AxialModel`].
+position_period (one number or None for each axis, *optional*):
+    With `position_ids`, for periodic axes: after how many cells they begin again.
+"""
+TRUNK_ARGUMENTS = rf"""
+pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+    One picture, clip or volume each; any size that `patch_size` divides.
+attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+    True (or 1) for cells to use, False for padding.
+{POSITION_ARGUMENTS.strip()}
+"""
 
 
 def _files_that_travel():
@@ -148,7 +164,7 @@ class AxialModel(AxialPreTrainedModel):
         axes, cells = self.config.axes, None
         periods = check_position_period(position_period, position_ids, axes)
         if position_ids is not None:
-            dtype = self.embeddings.patch_embeddings.projection.bias.dtype
+            dtype = self.embeddings.patch_embeddings.dtype
             positions = check_position_ids(position_ids, batch_and_grid, dtype, pixel_values.device)
             cells = tuple(map(AxisCells, positions, periods))
         hidden_states = in_full_under_autocast(self.embeddings(pixel_values, mask, cells, added_embeds))
@@ -169,3 +185,10 @@ class AxialModel(AxialPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state, pooler_output=self.pooler(last_hidden_state, mask)
         )
+
+
+def make_trunk(config: AxialConfig) -> AxialModel:
+    """An `AxialModel` without the parameters of what sums up its grid, for models that read the grid alone."""
+    trunk = AxialModel(config)
+    trunk.pooler = MeanPooling(config)
+    return trunk

@@ -24,13 +24,21 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_axial import AxialConfig
 from .dense_heads import DENSE_HEAD_CLASSES, DenseHead
 from .dense_losses import numbers_per_target, prediction_loss, reconstruction_loss, segmentation_loss
-from .forward_keywords import refuse_unknown_keywords
+from .forward_keywords import also_takes, refuse_unknown_keywords
 from .grid import unpatchify
 from .layer_context import LayerContext
 from .masks import boolean_mask, clear_masked, grid_mask, repeat_mask
-from .modeling_axial import AxialModel, AxialPreTrainedModel
-from .pooling import MeanPooling
+from .modeling_axial import POSITION_ARGUMENTS, AxialModel, AxialPreTrainedModel, make_trunk
 from .position_embeddings import check_position_period, parts_of_circles
+
+# Arguments of all of these models, for `also_takes`.
+DENSE_ARGUMENTS = rf"""
+pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
+    One picture, clip or volume each, of any size: padded with zeros to whole patches, and cut again.
+attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
+    True (or 1) for cells to use, False for padding. Pixels of other cells do not count in the loss.
+{POSITION_ARGUMENTS.strip()}
+"""
 
 
 def pad_to_patches(pixel_values: torch.Tensor, patch_shape: tuple[int, ...]) -> torch.Tensor:
@@ -51,15 +59,8 @@ def cut(pixels: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     return pixels[(..., *(slice(size) for size in sizes))]
 
 
-def make_trunk(config: AxialConfig) -> AxialModel:
-    """The trunk without the parameters of what sums up its grid, which no dense head uses."""
-    trunk = AxialModel(config)
-    trunk.pooler = MeanPooling(config)
-    return trunk
-
-
 class AxialDensePreTrainedModel(AxialPreTrainedModel):
-    """What models with a dense head share."""
+    """What models with a dense head share: the trunk, the head, and the way from pixels to numbers for each pixel."""
 
     axial: AxialModel
     dense_head: DenseHead
@@ -88,7 +89,7 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
         """
         embeddings = self.axial.embeddings.patch_embeddings
         embeddings.check(pixel_values)
-        whole = pad_to_patches(pixel_values.to(embeddings.projection.bias.dtype), self.config.patch_shape)
+        whole = pad_to_patches(pixel_values.to(embeddings.dtype), self.config.patch_shape)
         for axis in (axis.axis for axis in self.config.axes if axis.periodic):
             if whole.shape[axis + 2] != pixel_values.shape[axis + 2]:
                 raise ValueError(
@@ -98,22 +99,23 @@ class AxialDensePreTrainedModel(AxialPreTrainedModel):
         batch_and_grid = embeddings.batch_and_grid(whole)
         return whole, None if attention_mask is None else grid_mask(attention_mask, batch_and_grid)
 
-    def run(
+    def numbers_of_pixels(
         self,
         projection: nn.Module,
         whole: torch.Tensor,
         mask: torch.Tensor | None,
-        positions: tuple[Sequence[torch.Tensor] | None, Sequence[float | None] | None],
         head_mask: torch.Tensor | None,
+        position_ids: Sequence[torch.Tensor] | None,
+        position_period: Sequence[float | None] | None,
         keywords: Mapping[str, Any],
         added_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
         """The numbers for each pixel of whole patches (B, channels, *pixels), and what the trunk returns.
 
         Both masks are boolean (B, *grid): `mask` says which cells are there, `head_mask` of which of them the head sees
-        the pixels. `positions`: position_ids and position_period.
+        the pixels. All others are arguments of the trunk.
         """
-        position_ids, position_period = positions
+        # The trunk checks them again, but only after the head has read the pixels.
         periods = check_position_period(position_period, position_ids, self.config.axes)
         grid = self.axial.embeddings.patch_embeddings.batch_and_grid(whole)[1:]
         context = LayerContext(mask, cropped_axes=parts_of_circles(grid, periods))
@@ -153,6 +155,7 @@ class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
 
     @can_return_tuple
     @auto_docstring
+    @also_takes(DENSE_ARGUMENTS)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -163,25 +166,19 @@ class AxialForSemanticSegmentation(AxialDensePreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> SemanticSegmenterOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
-            One picture, clip or volume each, of any size: padded with zeros to whole patches, and cut again.
-        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
-            True (or 1) for cells to use, False for padding. Pixels of other cells do not count in the loss.
         labels (`torch.LongTensor` of shape `(batch_size, *pixels)`, *optional*):
             Class of each pixel in `[0, num_labels)`, or `semantic_loss_ignore_index` or -100 where it does not count:
             cross-entropy with `class_weights`, plus `dice_loss_weight` times the Dice loss. `Trainer` counts what is
             not -100 when it accumulates batches; batches with other shares of `semantic_loss_ignore_index` then weigh
             a little differently than in one.
-        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
-            Where the cells lie along the axis, in cells; see [`AxialModel`].
-        position_period (one number or None for each axis, *optional*):
-            With `position_ids`, for periodic axes: after how many cells they begin again.
 
         Returns `logits` `(batch_size, num_labels, *pixels)`, of the size of `pixel_values`.
         """
         refuse_unknown_keywords(self, kwargs)
         whole, mask = self.in_patches(pixel_values, attention_mask)
-        logits, outputs = self.run(self.pixel_classifier, whole, mask, (position_ids, position_period), mask, kwargs)
+        logits, outputs = self.numbers_of_pixels(
+            self.pixel_classifier, whole, mask, mask, position_ids, position_period, kwargs
+        )
         logits = cut(logits, pixel_values.shape[2:])
         loss = None
         if labels is not None:
@@ -227,6 +224,7 @@ class AxialForDensePrediction(AxialDensePreTrainedModel):
 
     @can_return_tuple
     @auto_docstring
+    @also_takes(DENSE_ARGUMENTS)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -239,10 +237,6 @@ class AxialForDensePrediction(AxialDensePreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  some are ours
     ) -> DensePredictionOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
-            One picture, clip or volume each, of any size: padded with zeros to whole patches, and cut again.
-        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
-            True (or 1) for cells to use, False for padding. Pixels of other cells do not count in the loss.
         labels (`torch.FloatTensor` of shape `(batch_size, num_target_channels, *pixels)`, *optional*):
             The numbers to predict. The loss is that of `prediction_loss`.
         loss_mask (`torch.BoolTensor` broadcastable to `labels`, *optional*):
@@ -250,14 +244,12 @@ class AxialForDensePrediction(AxialDensePreTrainedModel):
         loss_weights (`torch.FloatTensor` broadcastable to `labels`, *optional*):
             What each number counts, not negative, such as the cosine of the latitude, `(1, 1, latitudes, 1)`. The loss
             is the weighted mean.
-        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
-            Where the cells lie along the axis, in cells; see [`AxialModel`].
-        position_period (one number or None for each axis, *optional*):
-            With `position_ids`, for periodic axes: after how many cells they begin again.
         """
         refuse_unknown_keywords(self, kwargs)
         whole, mask = self.in_patches(pixel_values, attention_mask)
-        prediction, outputs = self.run(self.pixel_predictor, whole, mask, (position_ids, position_period), mask, kwargs)
+        prediction, outputs = self.numbers_of_pixels(
+            self.pixel_predictor, whole, mask, mask, position_ids, position_period, kwargs
+        )
         targets = (self.config.num_target_channels, *numbers_per_target(self.config))
         prediction = cut(prediction, pixel_values.shape[2:]).unflatten(1, targets)
         loss = None
@@ -311,6 +303,7 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
 
     @can_return_tuple
     @auto_docstring
+    @also_takes(DENSE_ARGUMENTS)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -321,17 +314,11 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> MaskedImageModelingOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
-            One picture, clip or volume each, of any size: padded with zeros to whole patches, and cut again.
         attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
             True (or 1) for cells to use, False for padding, which is neither read nor to be reconstructed.
         bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, *grid)` or `(batch_size, num_patches)`, *optional*):
             True (or 1) for patches to hide: the model sees `mask_token` in their place, and the loss is the mean
             absolute error of their pixels.
-        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
-            Where the cells lie along the axis, in cells; see [`AxialModel`].
-        position_period (one number or None for each axis, *optional*):
-            With `position_ids`, for periodic axes: after how many cells they begin again.
 
         Returns `reconstruction` `(batch_size, num_channels, *pixels)`.
         """
@@ -344,12 +331,13 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
             hidden = hidden_patches(bool_masked_pos, batch_and_grid)
         seen = clear_masked(whole.movedim(1, -1), repeat_mask(~hidden, self.config.patch_shape)).movedim(-1, 1)
         head_mask, wanted = (~hidden, hidden) if mask is None else (mask & ~hidden, mask & hidden)
-        reconstruction, outputs = self.run(
+        reconstruction, outputs = self.numbers_of_pixels(
             self.pixel_decoder,
             seen,
             mask,
-            (position_ids, position_period),
             head_mask,
+            position_ids,
+            position_period,
             kwargs,
             added_embeds=self.mask_token(hidden),
         )

@@ -12,9 +12,8 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_axial import AxialConfig
-from .forward_keywords import refuse_unknown_keywords
-from .modeling_axial import AxialModel, AxialPreTrainedModel
-from .pooling import MeanPooling
+from .forward_keywords import also_takes, refuse_unknown_keywords
+from .modeling_axial import TRUNK_ARGUMENTS, AxialModel, AxialPreTrainedModel, make_trunk
 
 
 def classification_loss(labels, logits, config: AxialConfig, num_items_in_batch=None, **kwargs) -> torch.Tensor:
@@ -49,6 +48,7 @@ class AxialForImageClassification(AxialPreTrainedModel):
 
     @can_return_tuple
     @auto_docstring
+    @also_takes(TRUNK_ARGUMENTS)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -59,17 +59,9 @@ class AxialForImageClassification(AxialPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> ImageClassifierOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
-            One picture, clip or volume each; any size that `patch_size` divides.
-        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
-            True (or 1) for cells to use, False for padding.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Class indices in `[0, num_labels)`: cross-entropy loss. With `num_labels == 1`: numbers, squared error. Of
             shape `(batch_size, num_labels)`, 0 or 1: several classes at once, binary cross-entropy.
-        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
-            Where the cells lie along the axis, in cells; see [`AxialModel`].
-        position_period (one number or None for each axis, *optional*):
-            With `position_ids`, for periodic axes: after how many cells they begin again.
         """
         refuse_unknown_keywords(self, kwargs)
         outputs = self.axial(
@@ -97,6 +89,7 @@ class AxialForVideoClassification(AxialForImageClassification):
 
     @can_return_tuple
     @auto_docstring
+    @also_takes(TRUNK_ARGUMENTS)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -110,14 +103,8 @@ class AxialForVideoClassification(AxialForImageClassification):
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
             One clip each, any size that `patch_size` divides. All other models here have the channels in front of the
             frames.
-        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
-            True (or 1) for cells to use, False for padding.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             As in [`AxialForImageClassification`].
-        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
-            Where the cells lie along the axis, in cells; see [`AxialModel`].
-        position_period (one number or None for each axis, *optional*):
-            With `position_ids`, for periodic axes: after how many cells they begin again.
         """
         if pixel_values.dim() != 5 or pixel_values.shape[2] != self.config.num_channels:
             raise ValueError(
@@ -136,8 +123,7 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
 
     def __init__(self, config: AxialConfig):
         super().__init__(config)
-        self.axial = AxialModel(config)
-        self.axial.pooler = MeanPooling(config)
+        self.axial = make_trunk(config)
         self.num_features = [config.hidden_size] * len(config.stage_names)
         self.post_init()
 
@@ -153,6 +139,7 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
     @can_return_tuple
     @filter_output_hidden_states
     @auto_docstring
+    @also_takes(TRUNK_ARGUMENTS)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -162,15 +149,6 @@ class AxialBackbone(BackboneMixin, AxialPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  position_ids is ours
     ) -> BackboneOutput:
         r"""
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
-            One picture, clip or volume each; any size that `patch_size` divides.
-        attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
-            True (or 1) for cells to use, False for padding.
-        position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
-            Where the cells lie along the axis, in cells; see [`AxialModel`].
-        position_period (one number or None for each axis, *optional*):
-            With `position_ids`, for periodic axes: after how many cells they begin again.
-
         Returns `feature_maps`, one `(batch_size, hidden_size, *grid)` for each of `out_features`: the hidden state
         after that layer under the final norm of the trunk, channels first.
         """

@@ -25,9 +25,13 @@ class AxialPatchEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """`mask`: boolean (B, *grid); the pixels of False cells count as zeros. Raises as `batch_and_grid`."""
         self.batch_and_grid(pixel_values)
-        # The dtype of the bias: a quantised weight is stored in another one than it computes in, such as int8.
-        patches = patchify(pixel_values.to(self.projection.bias.dtype), self.patch_shape)
+        patches = patchify(pixel_values.to(self.dtype), self.patch_shape)
         return self.projection(clear_masked(patches, mask))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes: that of the bias, as a quantised weight is stored in another, such as int8."""
+        return self.projection.bias.dtype
 
     def batch_and_grid(self, pixel_values: torch.Tensor) -> tuple[int, ...]:
         """(B, *grid), the shape of the tokens of `pixel_values` without their channels.
@@ -36,15 +40,15 @@ class AxialPatchEmbeddings(nn.Module):
             ValueError: for a wrong rank, number of channels, integer pixels, or a size that the patch does not divide.
         """
         self.check(pixel_values)
-        shape = tuple(pixel_values.shape)
-        for axis, (pixels, patch) in enumerate(zip(pixel_values.shape[2:], self.patch_shape, strict=True)):
+        shape, grid = tuple(pixel_values.shape), []
+        for axis, (pixels, patch) in enumerate(zip(shape[2:], self.patch_shape, strict=True)):
             if pixels == 0 or pixels % patch:
                 raise ValueError(
                     f"pixel_values have {pixels} pixels along axis {axis}, which must be a positive multiple of the "
                     f"patch, {patch}: resize or pad (shape {shape}, patch {self.patch_shape})."
                 )
-        patches = zip(shape[2:], self.patch_shape, strict=True)
-        return shape[0], *(pixels // patch for pixels, patch in patches)
+            grid.append(pixels // patch)
+        return shape[0], *grid
 
     def check(self, pixel_values: torch.Tensor) -> None:
         """Raises `ValueError` for a wrong rank, number of channels, or integer pixels, of any size."""

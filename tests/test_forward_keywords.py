@@ -1,3 +1,6 @@
+import inspect
+import re
+
 import pytest
 import torch
 
@@ -6,7 +9,9 @@ from modeling_axial import (
     AxialConfig,
     AxialForDensePrediction,
     AxialForImageClassification,
+    AxialForMaskedImageModeling,
     AxialForSemanticSegmentation,
+    AxialForVideoClassification,
     AxialModel,
 )
 
@@ -59,3 +64,21 @@ def test_compiled_before_any_eager_call_outputs_are_recorded(asked_by):
     assert len(output.hidden_states) == 2 and len(output.attentions) == 2
     torch.testing.assert_close(output.hidden_states, expected.hidden_states)
     torch.testing.assert_close(output.attentions, expected.attentions)
+
+
+@pytest.mark.parametrize(
+    "model_class, said",
+    {
+        AxialModel: "Where the cells lie along the axis, in cells, whole or not",
+        AxialForImageClassification: "any size that `patch_size` divides",
+        AxialForVideoClassification: "in front of the",
+        AxialForSemanticSegmentation: "Pixels of other cells do not count",
+        AxialForDensePrediction: "Pixels of other cells do not count",
+        AxialForMaskedImageModeling: "which is neither read nor to be reconstructed",
+        AxialBackbone: "any size that `patch_size` divides",
+    }.items(),
+)
+def test_each_argument_is_described_once_and_in_our_words(model_class, said):
+    parameters = [name for name in inspect.signature(model_class.forward).parameters if name not in ("self", "kwargs")]
+    assert re.findall(r"^ {12}(\w+) \(", model_class.forward.__doc__, re.MULTILINE) == parameters
+    assert said in model_class.forward.__doc__ and "sequence_length)`, *optional*" not in model_class.forward.__doc__
