@@ -302,7 +302,7 @@ def attend_along_axis(
     fold = fold_lines_into_heads if attention_interface is fused_attention_forward else fold_lines_into_batch
     masks = []
     if mask is not None:
-        mask = mask.expand(key.shape[:-2])[..., None, None].expand(*key.shape[:-1], 1)
+        mask = mask[..., None, None].expand(*key.shape[:-1], 1)
         masks.append(fold(mask, axis).transpose(-1, -2))  # (P, S·N, 1, L) or (P·S, N, 1, L)
     if pair_mask is not None:
         masks.append(fold_pairs(pair_mask, fold, query, axis))
@@ -432,9 +432,10 @@ class AxialAttentionCore(nn.Module):
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
+        pairs: Any = None,
+        *,
         is_causal: bool = False,
         output_attentions: bool = False,
-        pairs: Any = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`pairs`: which queries and keys may meet, here as the `pair_mask` of `axial_attention`."""
         # A layer that no PreTrainedModel holds has no implementation chosen.
@@ -442,27 +443,24 @@ class AxialAttentionCore(nn.Module):
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if output_attentions and interface is sdpa_attention_forward:
             interface = eager_attention_forward
-        arguments = (query, key, value, mask, bias, pairs, is_causal)
-        output, weights = self._attend(*arguments, interface)
-        if output_attentions and weights is None:
-            output, weights = self._attend(*arguments, eager_attention_forward)
-        return output, weights if output_attentions else None
-
-    def _attend(self, query, key, value, mask, bias, pair_mask, is_causal, interface):
-        return attend_along_axis(
+        attend = partial(
+            attend_along_axis,
             query,
             key,
             value,
             self.axis,
             mask=mask,
             bias=bias,
-            pair_mask=pair_mask,
+            pair_mask=pairs,
             is_causal=is_causal,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=None,
-            attention_interface=interface,
             module=self,
         )
+        output, weights = attend(attention_interface=interface)
+        if output_attentions and weights is None:
+            output, weights = attend(attention_interface=eager_attention_forward)
+        return output, weights if output_attentions else None
 
 
 class HeadLayerNorm(nn.LayerNorm):
@@ -528,7 +526,9 @@ class AxialAttentionProjections(AxisModule):
         if context.cache is not None and is_causal:
             key, value, mask = context.cache.append(self, key, value)
             is_causal = False  # the query is the newest position, and reads all keys that there are
-        output, _ = self.core(query, key, value, mask, bias, is_causal, context.output_attentions, pairs)
+        output, _ = self.core(
+            query, key, value, mask, bias, pairs, is_causal=is_causal, output_attentions=context.output_attentions
+        )
         return self.o_proj(output.flatten(-2))
 
 

@@ -489,8 +489,7 @@ class AxialGridProcessor(ArrayProcessor):
         are float64 on the CPU: prediction · deviation + mean, of the targets.
 
         Raises:
-            ValueError: a prediction of another rank (quantiles go one at a time) or number of channels, or smaller than
-                its size.
+            ValueError: a prediction of another rank or number of channels, or smaller than its size.
         """
         options = self._options()
         means, deviations = self._target_scale(options)
@@ -499,7 +498,8 @@ class AxialGridProcessor(ArrayProcessor):
             raise ValueError(f"prediction must have {len(means)} channels, got shape {tuple(prediction.shape)}")
         dims = (-1, *[1] * len(options.patch_size))
         mean, deviation = (torch.tensor(numbers, dtype=torch.float64).view(dims) for numbers in (means, deviations))
-        return [sample.detach().cpu().double() * deviation + mean for sample in cut_to_sizes(prediction, sizes)]
+        cut = cut_to_sizes(prediction, sizes)
+        return [sample.detach().cpu().double() * deviation + mean for sample in cut]
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Any = None, return_segmentation_scores: bool = False

@@ -73,13 +73,12 @@ class WindowAttentionCore(AxialAttentionCore):
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
-        is_causal: bool = False,
-        output_attentions: bool = False,
         pairs: Any = None,
+        **options: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`pairs`: the `WindowBlocks` of the lines."""
+        """`pairs`: the `WindowBlocks` of the lines. `options`: as in `AxialAttentionCore`."""
         blocks: WindowBlocks = pairs
-        dim, length = self.axis, query.shape[self.axis]  # dim 0 is the batch
+        dim, length = self.axis, query.shape[self.axis]  # as an axis it follows the blocks, as a dim the batch
         num_blocks = blocks.allowed.shape[0]
         pairs_shape = (*[1] * dim, num_blocks, 1)
         output, weights = super().forward(
@@ -88,9 +87,8 @@ class WindowAttentionCore(AxialAttentionCore):
             take_blocks(value, dim, blocks.keys),
             None if mask is None else take_blocks(mask, dim, blocks.keys),
             None if bias is None else bias.reshape(-1, *pairs_shape[1:-1], *bias.shape[2:]),
-            is_causal,
-            output_attentions,
-            pairs=blocks.allowed.view(*pairs_shape, *blocks.allowed.shape[1:]),
+            blocks.allowed.view(*pairs_shape, *blocks.allowed.shape[1:]),
+            **options,
         )
         output = output.flatten(dim, dim + 1).index_select(dim, torch.arange(length, device=output.device))
         if weights is not None:
