@@ -45,22 +45,6 @@ AUTO_MAP = {
 }
 
 
-# Arguments of several models, for `also_takes`.
-POSITION_ARGUMENTS = r"""
-position_ids (one tensor for each axis, `(length,)` or `(batch_size, length)`, *optional*):
-    Where the cells lie along the axis, in cells; see [`AxialModel`].
-position_period (one number or None for each axis, *optional*):
-    With `position_ids`, for periodic axes: after how many cells they begin again.
-"""
-TRUNK_ARGUMENTS = rf"""
-pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, *pixels)`):
-    One picture, clip or volume each; any size that `patch_size` divides.
-attention_mask (`torch.BoolTensor` broadcastable to `(batch_size, *grid)`, *optional*):
-    True (or 1) for cells to use, False for padding.
-{POSITION_ARGUMENTS.strip()}
-"""
-
-
 def _files_that_travel():
     """Never called. transformers finds the files that a checkpoint needs by scanning for relative imports, and these
     are needed by AUTO_MAP without being imported by this file."""

@@ -24,11 +24,11 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_axial import AxialConfig
 from .dense_heads import DENSE_HEAD_CLASSES, DenseHead
 from .dense_losses import numbers_per_target, prediction_loss, reconstruction_loss, segmentation_loss
-from .forward_keywords import also_takes, refuse_unknown_keywords
+from .forward_keywords import POSITION_ARGUMENTS, also_takes, refuse_unknown_keywords
 from .grid import unpatchify
 from .layer_context import LayerContext
 from .masks import boolean_mask, clear_masked, grid_mask, repeat_mask
-from .modeling_axial import POSITION_ARGUMENTS, AxialModel, AxialPreTrainedModel, make_trunk
+from .modeling_axial import AxialModel, AxialPreTrainedModel, make_trunk
 from .position_embeddings import check_position_period, parts_of_circles
 
 # Arguments of all of these models, for `also_takes`.

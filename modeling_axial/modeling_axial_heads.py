@@ -12,8 +12,8 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_axial import AxialConfig
-from .forward_keywords import also_takes, refuse_unknown_keywords
-from .modeling_axial import TRUNK_ARGUMENTS, AxialModel, AxialPreTrainedModel, make_trunk
+from .forward_keywords import TRUNK_ARGUMENTS, also_takes, refuse_unknown_keywords
+from .modeling_axial import AxialModel, AxialPreTrainedModel, make_trunk
 
 
 def classification_loss(labels, logits, config: AxialConfig, num_items_in_batch=None, **kwargs) -> torch.Tensor:
