@@ -32,10 +32,10 @@ FEED_FORWARD_TP_PLANS = {
     "convolution": {},
 }
 
+# Where the projections of a mixer lie in it. A mixer that is not named here stays whole on each rank.
+PROJECTIONS_OF_MIXERS = {"full": [""], "window": [""], "induced": ["gather.", "scatter."]}
 
-# Where the projections of each kind of mixer lie.
-MIXER_PARTS = [("full", ""), ("window", ""), ("induced", "gather."), ("induced", "scatter.")]
-
+# Fields that may have one value for each axis; `axes` reads them in this order.
 FIELDS_PER_AXIS = ("position_embedding", "mixer", "num_inducing_points", "attention_window", "periodic")
 
 # What `mixer` takes. Code that adds a class to `MIXER_CLASSES` adds its name here.
@@ -246,7 +246,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
         mixers = {axis.mixer for axis in self.axes}
         if any("relative" in axis.positions for axis in self.axes):
             mixers -= {"full", "window"}  # stay whole, as each rank would need the table of its own heads
-        parts = [part for mixer, part in MIXER_PARTS if mixer in mixers]
+        parts = [part for mixer, parts in PROJECTIONS_OF_MIXERS.items() if mixer in mixers for part in parts]
         plan = {f"attention.axes.*.{part}{name}": style for part in parts for name, style in attention.items()}
         plan |= {f"feed_forward.net.{name}": style for name, style in FEED_FORWARD_TP_PLANS[self.feed_forward].items()}
         return {f"layers.*.{name}": style for name, style in plan.items()}

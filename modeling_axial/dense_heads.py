@@ -5,7 +5,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_axial import AxialConfig
-from .feed_forward import convolve
+from .feed_forward import convolve, make_convolution
 from .grid import patchify, unpatchify
 from .layer_context import NO_CONTEXT, LayerContext
 from .masks import repeat_mask
@@ -16,9 +16,9 @@ class DenseHead(nn.Module):
     """Made of a configuration: (B, *grid, hidden_size) -> (B, *cells, output_size), the identity unless it says else.
 
     A cell stands for `output_shape` pixels along each axis. Nothing reads what is False in the mask (B, *grid) of the
-    context. Pixels are those of whole patches, in the dtype of the model. Layers with an `initial_gain`
-    start with weights of variance gain² / inputs in place of `initializer_range`, with which a picture would fade on
-    its way through many layers.
+    context. Pixels are those of whole patches, in the dtype of the model. Layers with an `initial_gain` start with
+    weights of variance gain² / inputs in place of `initializer_range`, with which a picture would fade on its way
+    through many layers.
     """
 
     output_size: int
@@ -57,8 +57,7 @@ class PyramidConvolution(nn.Module):
 
     def __init__(self, config: AxialConfig, in_channels: int, out_channels: int):
         super().__init__()
-        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[config.num_axes - 1]
-        self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1)
+        self.convolution = make_convolution(config.num_axes, in_channels, out_channels)
         self.convolution.initial_gain = 1.0  # pyrefly: ignore[bad-argument-type]
         self.periodic_axes = [axis.axis for axis in config.axes if axis.periodic]
 

@@ -16,10 +16,15 @@ from .layer_context import NO_CONTEXT, LayerContext
 from .masks import clear_masked
 
 
+def make_convolution(num_axes: int, in_channels: int, out_channels: int) -> nn.Module:
+    """3 wide along each of 1 to 3 axes, zero-padded, for `convolve`."""
+    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[num_axes - 1](in_channels, out_channels, kernel_size=3, padding=1)
+
+
 def convolve(
     convolution: nn.Module, hidden_states: torch.Tensor, context: LayerContext, periodic_axes: Sequence[int]
 ) -> torch.Tensor:
-    """A 3-wide, zero-padded convolution of (B, *grid, channels), of zeros in masked cells.
+    """A convolution of (B, *grid, channels), of zeros in masked cells.
 
     Across the ends of a periodic axis it goes on, unless the grid is a part of it only.
     """
@@ -72,14 +77,15 @@ class AxialConvolutionFeedForward(nn.Module):
 
     def __init__(self, config: BlockConfig):
         super().__init__()
-        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(config.grid_shape) - 1]
-        self.conv1 = convolution(config.hidden_size, config.intermediate_size, kernel_size=3, padding=1)
+        num_axes = len(config.axes)
+        self.conv1 = make_convolution(num_axes, config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.conv2 = convolution(config.intermediate_size, config.hidden_size, kernel_size=3, padding=1)
+        self.conv2 = make_convolution(num_axes, config.intermediate_size, config.hidden_size)
         self.periodic_axes = [axis.axis for axis in config.axes if axis.periodic]
 
     def forward(self, hidden_states: torch.Tensor, context: LayerContext = NO_CONTEXT) -> torch.Tensor:
         inner = convolve(self.conv1, hidden_states, context, self.periodic_axes).movedim(-1, 1)
+        # Channels first again for the activation, of which the last bits may differ in another layout.
         return convolve(self.conv2, self.activation(inner).movedim(1, -1), context, self.periodic_axes)
 
     @property

@@ -10,15 +10,12 @@ from modeling_axial.layer_context import NO_CONTEXT, LayerContext
 from modeling_axial.masks import clear_masked
 from modeling_axial.position_embeddings import AxisCells
 from modeling_axial.testing import receptive_field
+from tests.drawn import states
 
 
 def make_config(**overrides):
     options = {"image_size": [5, 3], "patch_size": [1, 1], "num_channels": 2, "hidden_size": 8, "num_hidden_layers": 2}
     return AxialConfig(**{**options, "num_attention_heads": 2, **overrides})
-
-
-def states(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def test_names_and_classes_of_mixers_agree():

@@ -8,6 +8,7 @@ from modeling_axial import AxialConfig
 from modeling_axial.feed_forward import FEED_FORWARD_CLASSES, AxialConvolutionFeedForward, AxialGatedMLP, AxialMLP
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.testing import receptive_field
+from tests.drawn import states
 
 GRIDS = [(7,), (5, 3), (2, 5, 3)]
 HIDDEN, INTERMEDIATE = 5, 7
@@ -33,10 +34,6 @@ def feed_forward(kind, grid, hidden_act="gelu", **overrides):
     )
     torch.manual_seed(0)
     return FEED_FORWARD_CLASSES[kind](config).double()
-
-
-def states(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def cells(grid):

@@ -8,6 +8,7 @@ from modeling_axial import AxialConfig, AxialModel, OneStream, RebuiltTwoStream,
 from modeling_axial.axial_layer import AxialBlock, AxialLayer
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.residual_updates import DropPath, LayerScale, make_update
+from tests.drawn import redrawn, states
 
 GRID, HIDDEN = (5, 3), 8
 ALL = {"use_qk_norm": True, "layer_scale_init_value": 0.3, "drop_path_rate": 0.5}
@@ -17,19 +18,6 @@ def make_config(**overrides):
     options = {"image_size": list(GRID), "patch_size": 1, "num_channels": 2, "hidden_size": HIDDEN}
     options |= {"num_hidden_layers": 3, "num_attention_heads": 2, "initializer_range": 0.5}
     return AxialConfig(**{**options, **overrides})
-
-
-def redrawn(module, seed=0):
-    """In float64, with weights that are all different."""
-    generator = torch.Generator().manual_seed(seed)
-    module = module.double()
-    for parameter in module.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2
-    return module
-
-
-def states(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # ---- LayerScale ----
@@ -190,7 +178,7 @@ def test_rebuilt_activations_give_the_gradients_of_stored_ones(overrides, masked
 @pytest.mark.parametrize("reversible", [False, True])
 @pytest.mark.parametrize("overrides", CASES, ids=str)
 def test_eval_is_the_model_of_the_same_weights_without_stochastic_depth(overrides, reversible):
-    model = redrawn(AxialModel(make_config(**ALL, reversible=reversible, **overrides))).eval()
+    model = redrawn(AxialModel(make_config(**ALL, reversible=reversible, **overrides)))
     plain = AxialModel(make_config(**ALL | {"drop_path_rate": 0.0}, reversible=reversible, **overrides)).double().eval()
     plain.load_state_dict(model.state_dict())
     pixel_values = states(2, 2, *GRID)

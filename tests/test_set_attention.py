@@ -6,6 +6,7 @@ from modeling_axial.attention import AxialSelfAttention
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.set_attention import InducedAxialAttention
 from modeling_axial.testing import receptive_field
+from tests.drawn import redrawn, states
 from tests.reference import reference_axial_attention
 
 
@@ -13,18 +14,6 @@ def make_config(grid, **overrides):
     options = {"image_size": list(grid), "patch_size": [1] * len(grid), "num_channels": 2, "hidden_size": 8}
     options |= {"num_attention_heads": 2, "num_hidden_layers": 2, "num_inducing_points": 3, "num_pooling_seeds": 3}
     return AxialConfig(**{**options, **overrides})
-
-
-def redrawn(module):
-    generator = torch.Generator().manual_seed(0)
-    module = module.double().eval()
-    for parameter in module.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2
-    return module
-
-
-def states(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def reference_cross_attention(attention, hidden_states, key_value_states, axis, mask=None):

@@ -9,6 +9,7 @@ from modeling_axial.layer_context import LayerContext
 from modeling_axial.position_embeddings import AxisCells, apply_rotary
 from modeling_axial.testing import receptive_field
 from modeling_axial.window_attention import MaskedWindowAttention, WindowedAxialAttention, block_size, window_blocks
+from tests.drawn import redrawn, states
 from tests.reference import reference_axial_attention
 
 HEADS, HEAD_DIM = 2, 4
@@ -18,18 +19,6 @@ def make_config(grid, **overrides):
     options = {"image_size": list(grid), "patch_size": [1] * len(grid), "num_channels": 2, "num_hidden_layers": 2}
     options |= {"hidden_size": HEADS * HEAD_DIM, "num_attention_heads": HEADS, "attention_window": 2}
     return AxialConfig(**{**options, **overrides})
-
-
-def redrawn(module):
-    generator = torch.Generator().manual_seed(0)
-    module = module.double().eval()
-    for parameter in module.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2
-    return module
-
-
-def states(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def steps(length, periodic):
