@@ -1,6 +1,21 @@
-"""An array as those that open files lazily: shape and dtype are there, values are read by indexing and conversion."""
+"""An array as those that open files lazily: shape and dtype are there, values are read by indexing and conversion.
+
+And what reading takes: `peak_memory`.
+"""
+
+import tracemalloc
 
 import numpy as np
+
+
+def peak_memory(call, *arguments):
+    """The most bytes that a call held at once, as Python and numpy count them."""
+    tracemalloc.start()
+    try:
+        call(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 class LazyArray:

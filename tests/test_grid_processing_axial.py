@@ -4,7 +4,6 @@ before memory is taken where shape and dtype decide."""
 import itertools
 import json
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from modeling_axial import AxialConfig, AxialGridProcessor, AxialModel, grid_processing_axial
 from modeling_axial.modeling_axial_dense import DensePredictionOutput
-from tests.lazy_array import LazyArray, Sealed
+from tests.lazy_array import LazyArray, Sealed, peak_memory
 
 
 def predicted(prediction):
@@ -342,11 +341,7 @@ def test_statistics_read_a_part_at_a_time(monkeypatch):
     monkeypatch.setattr(grid_processing_axial, "VALUES_AT_ONCE", 2**16)
     file = np.broadcast_to(np.arange(512, dtype=np.float32), (1, 64, 256, 512))  # 32 MiB, were it held
     processor = AxialGridProcessor(patch_size=[1, 1, 1])
-    tracemalloc.start()
-    processor.fit(file)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 8 * 2**20
+    assert peak_memory(processor.fit, file) < 8 * 2**20
     assert processor.image_mean == pytest.approx((255.5,))
 
 
@@ -482,11 +477,7 @@ def refused(arrays, arguments, message):
 @pytest.mark.parametrize("kind", BAD_BEFORE_READING)
 def test_what_shape_and_dtype_decide_is_refused_before_memory_is_taken(kind):
     refused(*BAD_BEFORE_READING[kind])  # what is imported only now is no memory of the array
-    tracemalloc.start()
-    refused(*BAD_BEFORE_READING[kind])
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 2**20
+    assert peak_memory(refused, *BAD_BEFORE_READING[kind]) < 2**20
 
 
 @pytest.mark.parametrize("kind", BAD_VALUES)
