@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .axis_module import AxisModule
 from .configuration_strict import AxisDescription, BlockConfig
 from .layer_context import NO_CONTEXT, LayerContext
-from .masks import clear_masked
+from .masks import broadcasts, clear_masked
 from .position_embeddings import AxisCells, line_classes, prepare_line
 
 # CUDA attention kernels put batch and heads on grid dimensions that end at 65,535 (pytorch #142228, #146704).
@@ -386,7 +386,7 @@ def _check_arguments(query, key, value, axis, mask, bias, pair_mask, is_causal) 
     if mask is not None:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean (True = may be attended), got {mask.dtype}.")
-        if not _broadcasts(mask.shape, key.shape[:-2]):
+        if not broadcasts(mask.shape, key.shape[:-2]):
             raise ValueError(f"mask {_shape(mask)} must broadcast over the keys (batch, *grid) of {_shape(key)}.")
     if bias is not None and not bias.is_floating_point():
         raise ValueError(f"bias must be floating point (it is added to the scores), got {bias.dtype}.")
@@ -394,17 +394,11 @@ def _check_arguments(query, key, value, axis, mask, bias, pair_mask, is_causal) 
         raise ValueError(f"pair_mask must be boolean (True = may be attended), got {pair_mask.dtype}.")
     sizes = (query.shape[0], query.shape[-2], query.shape[axis + 1], key.shape[axis + 1])
     for name, pairs in (("bias", bias), ("pair_mask", pair_mask)):
-        if pairs is not None and not (pairs.dim() >= 3 and _broadcasts(pairs.shape, sizes)):
+        if pairs is not None and not (pairs.dim() >= 3 and broadcasts(pairs.shape, sizes)):
             raise ValueError(
                 f"{name} {_shape(pairs)} must have 3 dimensions that broadcast to (heads, queries, keys) {sizes[1:]}, "
                 f"or 4 that broadcast to (batch, heads, queries, keys) {sizes}."
             )
-
-
-def _broadcasts(shape: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
-    # Not `in (1, size)`: compiled code takes a number and an open size that has this value for different.
-    pairs = zip(reversed(shape), reversed(sizes), strict=False)
-    return len(shape) <= len(sizes) and all(ours == 1 or ours == size for ours, size in pairs)
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .configuration_axial import AxialConfig
-from .masks import boolean_mask, clear_masked, values_are_hidden
+from .masks import boolean_mask, broadcasts, clear_masked, values_are_hidden
 
 NOT_A_LABEL = -100  # to transformers' losses, and to `Trainer` where it counts labels
 
@@ -35,7 +35,7 @@ def in_full(numbers: torch.Tensor) -> torch.Tensor:
 
 def broadcastable(values: torch.Tensor, shape: torch.Size, name: str) -> torch.Tensor:
     """`values` expanded to `shape`; `ValueError` where they have another number of dimensions, or do not fit."""
-    if values.dim() != len(shape) or any(ours not in (1, size) for ours, size in zip(values.shape, shape, strict=True)):
+    if values.dim() != len(shape) or not broadcasts(values.shape, shape):
         raise ValueError(f"{name} has shape {tuple(values.shape)}, but must broadcast to {tuple(shape)}.")
     return values.expand(shape)
 

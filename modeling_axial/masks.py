@@ -15,6 +15,13 @@ def values_are_hidden(tensor: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or tensor.device.type == "meta" or is_fake(tensor)
 
 
+def broadcasts(shape: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether a tensor of `shape` broadcasts to `sizes`."""
+    # Not `in (1, size)`: compiled code takes a number and an open size that has this value for different.
+    pairs = zip(reversed(shape), reversed(sizes), strict=False)
+    return len(shape) <= len(sizes) and all(ours == 1 or ours == size for ours, size in pairs)
+
+
 def boolean_mask(mask: torch.Tensor, name: str) -> torch.Tensor:
     """A mask of booleans, or of numbers that are exactly 0 or 1, as booleans.
 
@@ -47,9 +54,7 @@ def grid_mask(mask: torch.Tensor, batch_and_grid: tuple[int, ...]) -> torch.Tens
     Raises:
         ValueError: for a mask that does not broadcast to `batch_and_grid`, and for values as in `boolean_mask`.
     """
-    if mask.dim() != len(batch_and_grid) or any(
-        ours not in (1, theirs) for ours, theirs in zip(mask.shape, batch_and_grid, strict=True)
-    ):
+    if mask.dim() != len(batch_and_grid) or not broadcasts(mask.shape, batch_and_grid):
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, but must broadcast to (batch, *grid) {batch_and_grid}."
         )

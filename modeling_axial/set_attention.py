@@ -27,7 +27,10 @@ class InducedAxialAttention(AxisModule):
         super().__init__(config, axis)
         num_points, num_heads = self.description.num_inducing_points, self.description.num_heads
         if num_points is None:
-            raise ValueError(f"num_inducing_points must be given for axis {axis}, which is None.")
+            raise ValueError(
+                f"num_inducing_points must be given for axis {axis}, which is None: give it a number of points, or "
+                "take another mixer."
+            )
         self.points = nn.Parameter(torch.empty(num_points, config.hidden_size))
         self.points_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gather = AxialCrossAttention(config, axis, num_heads=num_heads)

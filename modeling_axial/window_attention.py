@@ -56,7 +56,10 @@ def block_size(length: int, window: int) -> int:
 def window_of(axis: AxisDescription) -> int:
     """How far a cell reads; raises `ValueError` where that is not said."""
     if axis.attention_window is None:
-        raise ValueError(f"attention_window must be given for axis {axis.axis}, which is None.")
+        raise ValueError(
+            f"attention_window must be given for axis {axis.axis}, which is None: give it a number of cells, or take "
+            "another mixer."
+        )
     return axis.attention_window
 
 

@@ -223,6 +223,8 @@ GRID = (5, 3)
 
 
 class Masked(torch.nn.Module):
+    """A model of one input."""
+
     def __init__(self, model, mask):
         super().__init__()
         self.model, self.mask = model, mask

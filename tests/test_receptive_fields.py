@@ -7,20 +7,10 @@ import torch
 
 from modeling_axial import AxialConfig, AxialModel
 from modeling_axial.testing import receptive_field
+from tests.test_modeling_axial import Masked
 
 # Lengths that all differ. The long one is read in blocks by small windows.
 GRIDS = [(7,), (79,), (5, 3), (73, 2), (2, 83), (2, 5, 3), (3, 2, 73), (3, 2, 1, 5)]
-
-
-class Masked(torch.nn.Module):
-    """A model of one input."""
-
-    def __init__(self, model, mask):
-        super().__init__()
-        self.model, self.mask = model, mask
-
-    def forward(self, pixel_values):
-        return self.model(pixel_values, attention_mask=self.mask).last_hidden_state
 
 
 def draw_case(number):
