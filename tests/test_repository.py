@@ -335,8 +335,8 @@ def third_party_imports(folder):
     ("folder", "extras"),
     {
         "modeling_axial": [],
-        "examples": ["demo", "generate", "hub", "features"],
-        "tests": ["demo", "generate", "hub", "features", "test"],
+        "examples": ["demo", "generate", "fields", "hub", "features"],
+        "tests": ["demo", "generate", "fields", "hub", "features", "test"],
     }.items(),
 )
 def test_what_is_imported_is_required(folder, extras):

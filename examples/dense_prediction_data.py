@@ -1,0 +1,411 @@
+"""Fields that change in time, to be forecast: from NetCDF, zarr or npy, split by time, their seasonal cycle removed."""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from image_classification_data import first_few, printable
+from torch.utils.data import Dataset
+
+from modeling_axial import AxialConfig, AxialGridProcessor
+from modeling_axial.processor_arrays import describe, pad_end, read
+
+MONTHS = 12
+LATITUDE_UNITS = {"degrees_north", "degree_north", "degree_N", "degrees_N", "degreeN", "degreesN"}  # of the CF rules
+
+
+@dataclass(frozen=True)
+class Fields:
+    """
+    A series of fields on one grid, at even steps of time.
+
+    Attributes:
+        values: float32 (time, channels, *grid), NaN where they are missing.
+        channel_names, units: of each channel; a unit that is not known is an empty text.
+        times: what to call each step.
+        seasons: (time,), int: the calendar month of each step, 0 for January, where steps are whole months, else 0.
+        step: how long one is, in words.
+        weights: float32 (*grid), the cosine of the latitude; None where no latitudes are known.
+        name, license, hub_id: for the metadata of a model card.
+    """
+
+    values: np.ndarray
+    channel_names: tuple[str, ...]
+    units: tuple[str, ...]
+    times: tuple[str, ...]
+    seasons: np.ndarray
+    step: str
+    weights: np.ndarray | None
+    name: str
+    license: str | None = None
+    hub_id: str = "fields"
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return self.values.shape[2:]
+
+
+# Reading
+
+
+def read_npy(path: Path, num_axes: int) -> Fields:
+    """An array (time, *grid) or (time, *grid, channels), without a calendar. `ValueError`: as `read_fields`."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as an array of NumPy: {error}") from error
+    shape, _ = describe(array, str(path))
+    if len(shape) not in (num_axes + 1, num_axes + 2):
+        raise ValueError(
+            f"{path} has shape {shape}; with a model of {num_axes} axes it must be (time, *grid) or (time, *grid, "
+            f"channels), {num_axes + 1} or {num_axes + 2} dims"
+        )
+    values = read(array, str(path)).reshape(*shape[: num_axes + 1], -1)
+    channels = range(values.shape[-1])
+    return Fields(
+        values=np.moveaxis(values, -1, 1).astype(np.float32),
+        channel_names=tuple(f"channel {channel}" for channel in channels),
+        units=("",) * len(channels),
+        times=tuple(f"step {number}" for number in range(len(values))),
+        seasons=np.zeros(len(values), int),
+        step="step",
+        weights=None,
+        name=printable(path.name),
+    )
+
+
+def read_netcdf(path: Path, num_axes: int, variable_names: Sequence[str], time_name: str) -> Fields:
+    """Variables of a NetCDF file or zarr store as channels, in their physical units. `ValueError`: as `read_fields`."""
+    if importlib.util.find_spec("xarray") is None:
+        raise ModuleNotFoundError(f"{path} is read by xarray: pip install 'modeling-axial[fields]'")
+    import xarray
+
+    try:
+        dataset = xarray.open_dataset(path, decode_timedelta=False)  # a unit may be `days` where no date is meant
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}\n(NetCDF: pip install 'modeling-axial[fields]', zarr: pip install zarr)"
+        ) from error
+    with dataset:
+        names = list(variable_names) or [choose_variable(dataset, path, num_axes, time_name)]
+        if missing := [name for name in names if name not in dataset.data_vars]:
+            raise ValueError(f"{path} has no variable {missing}; its variables are {sorted(dataset.data_vars)}")
+        dims = [dim for dim in dataset[names[0]].dims if dim != time_name]
+        for name in names:
+            variable = dataset[name]
+            if time_name not in variable.dims:
+                raise ValueError(
+                    f"variable {name} of {path} has the dims {variable.dims}, but no time axis {time_name!r}; name it "
+                    "by --time_name"
+                )
+            if set(variable.dims) != {time_name, *dims} or len(dims) != num_axes:
+                raise ValueError(
+                    f"variable {name} of {path} has the dims {variable.dims}; they must be {time_name} and the "
+                    f"{num_axes} axes of the model, the same in all variables"
+                )
+            describe(variable, f"variable {name} of {path}")
+        variables = [dataset[name].transpose(time_name, *dims) for name in names]
+        times, seasons, step = read_times(variables[0], time_name)
+        return Fields(
+            values=np.stack([read(variable, name) for name, variable in zip(names, variables, strict=True)], 1).astype(
+                np.float32
+            ),
+            channel_names=tuple(names),
+            units=tuple(str(variable.attrs.get("units", "")) for variable in variables),
+            times=times,
+            seasons=seasons,
+            step=step,
+            weights=latitude_weights(variables[0].isel({time_name: 0})),
+            name=printable(path.name),
+        )
+
+
+def choose_variable(dataset: Any, path: Path, num_axes: int, time_name: str) -> str:
+    """The one variable of an xarray data set that has time and the axes of the model."""
+    found = [name for name, values in dataset.data_vars.items() if len(values.dims) == num_axes + 1]
+    found = [name for name in found if time_name in dataset[name].dims]
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} has {len(found)} variables with a time axis {time_name!r} and the {num_axes} axes of the model, "
+            f"{found}; say which by --variable_names. Its variables are "
+            f"{ {name: values.dims for name, values in dataset.data_vars.items()} }"
+        )
+    return found[0]
+
+
+def read_times(variable: Any, time_name: str) -> tuple[tuple[str, ...], np.ndarray, str]:
+    """`times`, `seasons` and `step` of `Fields`; `ValueError` for steps that are not even, or go back."""
+    count = variable.sizes[time_name]
+    if time_name not in variable.coords:
+        return tuple(f"step {number}" for number in range(count)), np.zeros(count, int), "step"
+    coordinate = variable[time_name]
+    times, differences = coordinate.values, np.diff(coordinate.values)
+    if times.dtype.kind in "MO":  # a calendar: dates of numpy, or of cftime
+        calendar = coordinate.dt
+        months = MONTHS * calendar.year.values + calendar.month.values - 1
+        between = set(np.diff(months).tolist())
+        if len(between) == 1 and min(between) > 0:
+            step = "month" if between == {1} else f"{min(between)} months"
+            return tuple(calendar.strftime("%Y-%m").values), months % MONTHS, step
+        names = tuple(calendar.strftime("%Y-%m-%d %H:%M").values)
+    else:
+        names = tuple(f"{time_name} {time}" for time in times)
+    uneven = [number for number, difference in enumerate(differences) if difference != differences[0]]
+    if times.dtype.kind == "f":
+        uneven = np.flatnonzero(~np.isclose(differences, differences[0], rtol=1e-3, atol=0)).tolist()
+    if uneven or len(differences) and not differences[0] > 0 * differences[0]:
+        where = uneven[0] if uneven else 0
+        raise ValueError(
+            f"the steps of {time_name} must be even and go forward, but {names[where]} is followed by "
+            f"{names[where + 1]}, and {names[0]} by {names[1]}; sort them, and fill gaps with missing values"
+        )
+    return names, np.zeros(count, int), "step"
+
+
+def latitude_weights(field: Any) -> np.ndarray | None:
+    """Cosine of the latitude (*grid) of a field of xarray, by the units of its coordinates; None without such."""
+    for coordinate in field.coords.values():
+        if coordinate.attrs.get("units") in LATITUDE_UNITS and set(coordinate.dims) <= set(field.dims):
+            latitudes = coordinate.broadcast_like(field).transpose(*field.dims).values
+            return np.cos(np.deg2rad(latitudes)).clip(min=0).astype(np.float32)
+    return None
+
+
+def read_fields(path: Path, num_axes: int, variable_names: Sequence[str] = (), time_name: str = "time") -> Fields:
+    """
+    Fields from a file, held in memory as float32: `.npy`, or whatever xarray opens.
+
+    Raises:
+        `ValueError`: for what cannot be read, is no real number, has another number of axes, no or uneven steps of
+            time, no such variable, infinite values, or a step without any value. Missing values are NaN, or what the
+            file declares as such.
+        `ModuleNotFoundError`: without the package xarray.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is not there")
+    if path.suffix == ".npy":
+        fields = read_npy(path, num_axes)
+    else:
+        fields = read_netcdf(path, num_axes, variable_names, time_name)
+    for name, values in zip(fields.channel_names, fields.values.swapaxes(0, 1), strict=True):
+        if infinite := [fields.times[number] for number, field in enumerate(values) if np.isinf(field).any()]:
+            raise ValueError(
+                f"{name} of {path} holds values that are infinite, or beyond float32, at {first_few(infinite)}; those "
+                "that are missing are NaN, or declared by _FillValue"
+            )
+        if empty := [fields.times[number] for number, field in enumerate(values) if np.isnan(field).all()]:
+            raise ValueError(f"{name} of {path} has no values at all at {first_few(empty)}")
+    return fields
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A file of the package iris-sample-data, whose results we state."""
+
+    file: str
+    sha256: str
+    variable: str
+    name: str
+
+    def read(self, num_axes: int) -> Fields:
+        path = sample_data_folder() / self.file
+        if hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256:
+            raise ValueError(f"{path} is not the file of iris-sample-data 2.5.2: install that version again")
+        fields = read_fields(path, num_axes, [self.variable])
+        return Fields(**{**vars(fields), "name": self.name, "license": "other", "hub_id": "iris-sample-data"})
+
+
+def sample_data_folder() -> Path:
+    """Where the installed package iris-sample-data has its files; it is found without being imported."""
+    package = importlib.util.find_spec("iris_sample_data")
+    if package is None:
+        raise ModuleNotFoundError(
+            "these fields are part of the package iris-sample-data: pip install 'modeling-axial[fields]'"
+        )
+    return Path(package.submodule_search_locations[0]) / "sample_data"
+
+
+BUILT_IN = {
+    "sst": BuiltIn(
+        "ostia_monthly.nc",
+        "e40d33fef22eabae985dae0fcee7643e127394195cef55a2e40e1f5416d57f98",
+        "surface_temperature",
+        "OSTIA, monthly sea surface temperature from 5° S to 5° N",
+    ),
+    "air_temperature": BuiltIn(
+        "A1B_north_america.nc",
+        "5f728a78bfc2d2503e26ab6faab82c23313eefd56bfae244ccc04b9d41b71816",
+        "air_temperature",
+        "yearly air temperature over North America in a climate projection (A1B)",
+    ),
+}
+
+
+# What is learnt from
+
+
+@dataclass(frozen=True)
+class Split:
+    """
+    Fields split by time: the steps before `first_measured` are learnt from, and a forecast is measured where it is for
+    one of those from there on to `end`; what lies behind that is not looked at.
+    """
+
+    first_measured: int
+    end: int
+    measured_on: str  # in words
+
+
+def split_by_time(fields: Fields, held_out_steps: int, validation_steps: int, history: int, lead_time: int) -> Split:
+    """
+    Measured on are the last `held_out_steps`; or, to choose settings, the `validation_steps` before them.
+
+    Raises:
+        `ValueError`: if what is left to learn from has not two pairs of past and future, or, for months, not all of
+            the seasons.
+    """
+    count = len(fields.values)
+    end = count - held_out_steps if validation_steps else count
+    first_measured = count - held_out_steps - validation_steps
+    if first_measured < history + lead_time + 1:
+        raise ValueError(
+            f"{fields.name} has {count} steps: without held_out_steps={held_out_steps} and validation_steps="
+            f"{validation_steps} {max(first_measured, 0)} are left, too few for two examples of history={history} and "
+            f"lead_time={lead_time}"
+        )
+    if unseen := set(fields.seasons[:end].tolist()) - set(fields.seasons[:first_measured].tolist()):
+        raise ValueError(
+            f"{fields.name} has only {first_measured} steps to learn from, none of them in the calendar months "
+            f"{sorted(month + 1 for month in unseen)}, whose mean is to be removed"
+        )
+    measured_on = f"last {held_out_steps} steps, held out"
+    if validation_steps:
+        measured_on = f"{validation_steps} steps before the held-out ones, to choose settings by"
+    return Split(first_measured, end, measured_on)
+
+
+def mean_by_season(fields: Fields, stop: int) -> np.ndarray:
+    """
+    The mean of the first `stop` steps at each place, NaN where there are no values: (12, channels, *grid), one for each
+    calendar month, where steps are whole months, else (1, channels, *grid).
+    """
+    seasons, values = fields.seasons[:stop], fields.values[:stop]
+    means = np.full((MONTHS if fields.seasons.any() else 1, *values.shape[1:]), np.nan, np.float32)
+    for season in np.unique(seasons):
+        chosen = values[seasons == season]
+        there = ~np.isnan(chosen)
+        count = there.sum(0)
+        total = np.where(there, chosen, 0).sum(0, dtype=np.float64)
+        means[season] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return means
+
+
+class ForecastData:
+    """
+    Examples made of fields whose mean seasonal cycle in the training time is removed.
+
+    A past is what a forecast is made from: `history` steps, the last of them `lead_time` steps before its target. A
+    model learns the change from the last of these to the target.
+
+    Attributes:
+        climatology: as `mean_by_season` of the training time; what to add to a forecast.
+        anomalies: float32 (time, channels, *grid), the fields less their climatology, to the end of what is measured.
+    """
+
+    def __init__(self, fields: Fields, split: Split, history: int, lead_time: int):
+        self.fields, self.split, self.history, self.lead_time = fields, split, history, lead_time
+        self.climatology = mean_by_season(fields, split.first_measured)
+        self.anomalies = fields.values[: split.end] - self.climatology[fields.seasons[: split.end]]
+
+    @property
+    def training_targets(self) -> range:
+        return range(self.history - 1 + self.lead_time, self.split.first_measured)
+
+    @property
+    def first_targets(self) -> range:
+        """What is forecast first in each measured forecast."""
+        return range(self.split.first_measured, self.split.end)
+
+    def past(self, target: int) -> np.ndarray:
+        """(history, channels, *grid)."""
+        last = target - self.lead_time
+        return self.anomalies[last - self.history + 1 : last + 1]
+
+    def change(self, target: int) -> np.ndarray:
+        """(channels, *grid)."""
+        return self.anomalies[target] - self.anomalies[target - self.lead_time]
+
+    def make_processor(self, config: AxialConfig) -> AxialGridProcessor:
+        """What scales pasts, all their steps as channels, and changes, with the numbers of the training time."""
+        num_channels = len(self.fields.channel_names)
+        processor = AxialGridProcessor(
+            patch_size=list(config.patch_shape),
+            num_channels=self.history * num_channels,
+            num_target_channels=num_channels,
+        )
+        processor.fit(as_channels(self.past(target)) for target in self.training_targets)
+        return processor.fit_targets(self.change(target) for target in self.training_targets)
+
+
+def as_channels(past: Any) -> Any:
+    """(..., history, channels, *grid) of one past, its oldest step first: (history · channels, *grid)."""
+    return past.reshape(-1, *past.shape[2:])
+
+
+class TrainingPairs(Dataset):
+    """
+    Items `{"pixel_values", "attention_mask", "labels", "loss_mask"}`: a past and the change that follows, as the
+    processor makes them. With `weights` (*grid) also `"loss_weights"`.
+    """
+
+    def __init__(self, data: ForecastData, processor: AxialGridProcessor, weights: np.ndarray | None = None):
+        self.data, self.processor, self.weights = data, processor, weights
+
+    def __len__(self) -> int:
+        return len(self.data.training_targets)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        target = self.data.training_targets[index]
+        batch = self.processor(
+            [as_channels(self.data.past(target))], targets=[self.data.change(target)], return_tensors="pt"
+        )
+        item = {name: values[0] for name, values in batch.items()}
+        if self.weights is not None:
+            item["loss_weights"] = torch.from_numpy(pad_end(self.weights, item["labels"].shape[1:], 0))[None]
+        return item
+
+
+class MeasuredPasts(Dataset):
+    """
+    Items `(past, truth)`: anomalies (history, channels, *grid), and (rollout, channels, *grid) of what came
+    `lead_time`, 2 · `lead_time`, ... steps after its last, NaN behind the end of what is measured.
+    """
+
+    def __init__(self, data: ForecastData, rollout: int):
+        self.data, self.rollout = data, rollout
+
+    def __len__(self) -> int:
+        return len(self.data.first_targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        target = self.data.first_targets[index]
+        truth = np.full((self.rollout, *self.data.anomalies.shape[1:]), np.nan, np.float32)
+        known = self.data.anomalies[target :: self.data.lead_time][: self.rollout]
+        truth[: len(known)] = known
+        return torch.from_numpy(self.data.past(target)), torch.from_numpy(truth)
+
+
+def check_grid(config: AxialConfig, grid: Sequence[int]) -> tuple[int, ...]:
+    """The grid of fields as whole patches of a model; `ValueError` where a periodic axis is not made of such."""
+    for axis, length, patch in zip(config.axes, grid, config.patch_shape, strict=True):
+        if axis.periodic and length % patch:
+            raise ValueError(
+                f"axis {axis.axis} is periodic, so its {length} points must be whole patches; the model has patch_size="
+                f"{config.patch_size}"
+            )
+    return tuple(-(-length // patch) * patch for length, patch in zip(grid, config.patch_shape, strict=True))

@@ -1,0 +1,225 @@
+"""
+Train a model that forecasts fields, such as next month's sea surface temperature, on one CPU or many GPUs, and resume
+it exactly.
+
+    python examples/train_dense_prediction.py configuration/training/sst.yaml --output_dir outputs/sst --peer unet
+    accelerate launch examples/train_dense_prediction.py --config_name sst --data_file mine.nc --output_dir outputs/mine
+
+The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Data are split by
+time: the last steps are held out, and to choose settings by, `--validation_steps` measures on those before them
+instead. The model sees fields less their mean in the training time, by calendar month where steps are months, and
+learns the change from the last step. `output_dir` gets the model, `climatology.npy` (that mean), `metrics.jsonl`,
+`predictions.png`, a model card and the checkpoints of the run; a U-Net to compare with lies in `output_dir/unet`.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from dense_prediction_data import (
+    BUILT_IN,
+    ForecastData,
+    MeasuredPasts,
+    TrainingPairs,
+    check_grid,
+    read_fields,
+    split_by_time,
+)
+from dense_prediction_peer import equally_large_unet
+from dense_prediction_report import OURS, draw_forecasts, headings, loading_lines, score_lines, write_model_card
+from dense_prediction_scores import forecast_all, rmse, score_all
+from training_run import (
+    RunArguments,
+    TrainingArguments,
+    TrainingRun,
+    check_at_least,
+    described,
+    make_adamw,
+    push_to_hub,
+)
+from transformers import PreTrainedModel
+
+from modeling_axial import AxialConfig, AxialForDensePrediction
+from modeling_axial.training import parse_arguments
+
+sys.path.append(str(Path(__file__).parents[1]))  # configuration/ is part of the repository, and not installed
+from configuration import load_preset  # noqa: E402
+
+
+@dataclass
+class DataArguments:
+    config_name: str | None = described(
+        None, "The model: a preset of configuration/models or a JSON file; its size follows from the data."
+    )
+    dataset_name: Literal["sst", "air_temperature"] | None = described(
+        None, "Monthly sea surface temperature or yearly air temperature, in iris-sample-data."
+    )
+    data_file: str | None = described(
+        None, "Instead, a NetCDF file or zarr store, or a .npy array (time, *grid) or (time, *grid, channels)."
+    )
+    variable_names: str | None = described(
+        None, "Variables of the file that are the channels, with commas between. Default: the only one that fits."
+    )
+    time_name: str = described("time", "The dimension of time in the file.")
+    rollout: int = described(1, "So many forecasts are measured in a row, each made from the one before.")
+    peer: Literal["unet"] | None = described(
+        None, "Train another model in the same way, too: a circular U-Net with as many parameters."
+    )
+    dataloader_num_workers: int = described(0, "Processes that prepare data; 0 prepares them in the main process.")
+
+    def __post_init__(self):
+        if self.config_name is None:
+            raise ValueError("--config_name is missing; the recipes in configuration/training have it")
+        if (self.dataset_name is None) == (self.data_file is None):
+            raise ValueError("give either --dataset_name or --data_file")
+        if self.variable_names is not None and self.data_file is None:
+            raise ValueError("--variable_names goes with --data_file")
+        check_at_least(1, self, "rollout")
+        check_at_least(0, self, "dataloader_num_workers")
+
+
+@dataclass
+class ForecastTrainingArguments(TrainingArguments):
+    history: int = described(2, "Steps that a forecast is made from.")
+    lead_time: int = described(1, "How many steps ahead a forecast is.")
+    held_out_steps: int = described(12, "The last steps, to measure on and not to learn from.")
+    validation_steps: int = described(
+        0, "Leave the held-out steps alone, and measure on so many before them, to choose settings by."
+    )
+    weight_by_latitude: bool = described(False, "Points count as the cosine of their latitude, in loss and errors.")
+    augment_sign: bool = described(
+        False, "Half of the examples have the other sign, as what is warm may as well be cold."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(1, self, "history", "lead_time", "held_out_steps")
+        check_at_least(0, self, "validation_steps")
+
+
+def main() -> None:
+    arguments, training, run_arguments = parse_arguments(
+        DataArguments, ForecastTrainingArguments, RunArguments, argv=sys.argv[1:]
+    )
+    config, data = load_data(arguments, training)
+    weights = data.fields.weights if training.weight_by_latitude else None
+    processor = data.make_processor(config)
+    run = TrainingRun(training, run_arguments)
+    accelerator, output_dir = run.accelerator, run.output_dir
+    accelerator.print(f"{data.fields.name}, measured on the {data.split.measured_on}.")
+
+    def train(run: TrainingRun, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Trains a model, saves it, and returns what `forecast_all` says of it."""
+        accelerator = run.accelerator
+        run.load(TrainingPairs(data, processor, weights), arguments.dataloader_num_workers)
+        loader = run.load_validation(MeasuredPasts(data, arguments.rollout))
+
+        def batch_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+            if training.augment_sign:
+                batch = change_signs(
+                    batch, run.sampler.generator(), accelerator.process_index, accelerator.num_processes
+                )
+            return model(**batch).loss, len(batch["labels"])
+
+        def measure(model: torch.nn.Module) -> dict[str, float]:
+            _, forecasts, truth = forecast_all(accelerator, model, processor, loader, rollout=1)
+            errors = rmse(forecasts, truth, weights)[0].tolist()
+            names = ["rmse"] if len(errors) == 1 else [f"rmse {name}" for name in data.fields.channel_names]
+            return dict(zip(names, errors, strict=True))
+
+        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
+        accelerator.unwrap_model(model).save_pretrained(
+            run.output_dir,
+            accelerator.is_main_process,
+            accelerator.get_state_dict(model),
+            save_function=accelerator.save,
+        )
+        return forecast_all(accelerator, model, processor, loader, arguments.rollout)
+
+    model = AxialForDensePrediction(config)
+    num_parameters = model.num_parameters()
+    last, forecast, truth = train(run, model)
+    forecasts = {OURS: forecast}
+    if arguments.peer is not None:
+        accelerator.print(f"Now the U-Net, in {of_peer(run_arguments).output_dir}.")
+        peer_run = TrainingRun(training, of_peer(run_arguments))  # which lets go of its folder with the process
+        peer = equally_large_unet(config, num_parameters)
+        _, forecasts[f"circular U-Net with {peer.num_parameters():,} parameters"], _ = train(peer_run, peer)
+
+    # ---- results ----
+    if accelerator.is_main_process:
+        processor.save_pretrained(output_dir)
+        np.save(output_dir / "climatology.npy", data.climatology)
+        scores = score_all(data, forecasts, last, truth, weights)
+        titles = headings(data, arguments.rollout, training.weight_by_latitude)
+        print(*score_lines(scores, titles), sep="\n")
+        draw_forecasts(output_dir / "predictions.png", data, forecast, truth, scores)
+        write_model_card(output_dir, data, scores, titles, run_arguments.hub_model_id)
+        if run_arguments.push_to_hub:
+            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a forecaster of fields")
+        print(f"Forecasts are drawn in {output_dir / 'predictions.png'}. Load the model with")
+        print(loading_lines(run_arguments.output_dir))
+    run.close()
+
+
+def load_data(arguments: DataArguments, training: ForecastTrainingArguments) -> tuple[AxialConfig, ForecastData]:
+    """The configuration of a model for the data, and these. `ValueError`: for what does not fit together."""
+    config = load_preset(arguments.config_name)
+    if not isinstance(config, AxialConfig):
+        raise ValueError(f"{arguments.config_name} has no dense head: it has model_type={config.model_type!r}")
+    if config.prediction_loss == "quantile":
+        raise ValueError(
+            f"{arguments.config_name} predicts quantiles, which cannot be rolled out: set prediction_loss to squared "
+            "or absolute"
+        )
+    if training.history > 1 and training.lead_time > 1 and arguments.rollout > 1:
+        raise ValueError(
+            f"rollout={arguments.rollout} with lead_time={training.lead_time} lacks the steps between its forecasts, "
+            f"so it needs history=1, got {training.history}"
+        )
+    if arguments.dataset_name is not None:
+        fields = BUILT_IN[arguments.dataset_name].read(config.num_axes)
+    else:
+        names = [name.strip() for name in (arguments.variable_names or "").split(",") if name.strip()]
+        fields = read_fields(Path(arguments.data_file), config.num_axes, names, arguments.time_name)
+    if training.weight_by_latitude and fields.weights is None:
+        raise ValueError(f"{fields.name} has no latitudes (a coordinate in degrees_north): no --weight_by_latitude")
+    num_channels = len(fields.channel_names)
+    sizes = {
+        "image_size": list(check_grid(config, fields.grid)),
+        "num_channels": training.history * num_channels,
+        "num_target_channels": num_channels,
+    }
+    split = split_by_time(
+        fields, training.held_out_steps, training.validation_steps, training.history, training.lead_time
+    )
+    return load_preset(arguments.config_name, **sizes), ForecastData(
+        fields, split, training.history, training.lead_time
+    )
+
+
+def of_peer(run: RunArguments) -> RunArguments:
+    """The arguments of the run of a peer, in a folder of its own."""
+    resume = None if run.resume_from_checkpoint is None else "latest"
+    return replace(run, output_dir=str(Path(run.output_dir) / "unet"), resume_from_checkpoint=resume, push_to_hub=False)
+
+
+def change_signs(
+    batch: dict[str, torch.Tensor], generator: torch.Generator, process_index: int = 0, num_processes: int = 1
+) -> dict[str, torch.Tensor]:
+    """
+    Pasts and changes of a batch times 1 or -1 at random. Processes that share a step give equal generators, and get
+    what one process with all their examples would, in which example `i` of this one is number
+    `i·num_processes + process_index`.
+    """
+    values = batch["pixel_values"]
+    signs = 2 * torch.randint(2, (len(values) * num_processes,), generator=generator)[process_index::num_processes] - 1
+    signs = signs.to(values).view(-1, *[1] * (values.ndim - 1))
+    return batch | {"pixel_values": signs * values, "labels": signs * batch["labels"]}
+
+
+if __name__ == "__main__":
+    main()
