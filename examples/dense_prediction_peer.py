@@ -19,7 +19,7 @@ POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 class CircularUNetConfig(PreTrainedConfig):
     """
     Args:
-        num_channels, num_target_channels, prediction_loss, quantiles: as in `AxialConfig`.
+        num_channels, num_target_channels, prediction_loss: as in `AxialConfig`.
         periodic: for each axis whether its ends meet.
         widths: channels at full, half and quarter resolution.
     """

@@ -60,7 +60,8 @@ def draw_forecasts(
     maps, curves = figure.subfigures(2, 1, height_ratios=[2 * len(spread), 3.5])
     fields, name, unit = data.fields, data.fields.channel_names[0], data.fields.units[0]
     label = f"{name}{f' ({unit})' if unit else ''}"
-    maps.suptitle(f"{label}, less its mean seasonal cycle" if len(data.climatology) > 1 else f"{label}, less its mean")
+    mean = "mean seasonal cycle" if len(data.climatology) > 1 else "mean"
+    maps.suptitle(f"{label}, less its {mean}", parse_math=False)
     panels = maps.subplots(len(spread), 3, squeeze=False)
     for row, number in zip(panels, spread, strict=True):
         true, forecast = truth[number, 0, 0], forecasts[number, 0, 0]

@@ -1,0 +1,309 @@
+"""Fields as they are read: axes, units, calendars, missing values; how they are split; what is wrong with bad ones."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+import xarray
+
+from examples import dense_prediction_data
+from examples.dense_prediction_data import (
+    BUILT_IN,
+    ForecastData,
+    MeasuredPasts,
+    TrainingPairs,
+    check_grid,
+    mean_by_season,
+    read_fields,
+    sample_data_folder,
+    split_by_time,
+)
+from modeling_axial import AxialConfig
+
+LATITUDES, LONGITUDES = 5, 7
+
+
+def monthly(steps=30, **variables):
+    """A data set of xarray with the land at its first longitude, and a calendar that begins in November 1999."""
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(steps, LATITUDES, LONGITUDES)).astype(np.float32) + 280
+    values[:, :, 0] = np.nan
+    dims = ("time", "latitude", "longitude")
+    coordinates = {
+        "time": np.datetime64("1999-11") + np.arange(steps).astype("timedelta64[M]"),
+        "latitude": ("latitude", np.linspace(-60, 60, LATITUDES), {"units": "degrees_north"}),
+        "longitude": np.arange(LONGITUDES),
+    }
+    coordinates["time"] = coordinates["time"].astype("datetime64[ns]")
+    temperature = xarray.DataArray(values, coordinates, dims, attrs={"units": "K"})
+    return xarray.Dataset({"temperature": temperature, **variables})
+
+
+def written(dataset, path, **options):
+    dataset.to_netcdf(path, **options)
+    return path
+
+
+# Built-in
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "step", "first", "last"),
+    [
+        ("sst", (54, 1, 18, 432), "month", "2006-04", "2010-09"),
+        ("air_temperature", (240, 1, 37, 49), "12 months", "1860-06", "2099-06"),
+    ],
+)
+def test_built_in_fields(name, shape, step, first, last):
+    fields = BUILT_IN[name].read(num_axes=2)
+    assert fields.values.shape == shape and fields.values.dtype == np.float32 and fields.units == ("K",)
+    assert (fields.step, fields.times[0], fields.times[-1]) == (step, first, last)
+    assert 250 < np.nanmin(fields.values) and np.nanmax(fields.values) < 320
+    assert np.isnan(fields.values).mean() == pytest.approx(0.2643 if name == "sst" else 0, abs=1e-4)
+    assert fields.weights.shape == shape[2:] and np.allclose(
+        fields.weights.max(), 1 if name == "sst" else 0.966, atol=1e-3
+    )
+    assert len(set(fields.seasons.tolist())) == (12 if name == "sst" else 1)
+
+
+def test_a_changed_file_is_refused():
+    with pytest.raises(ValueError, match="ostia_monthly.nc is not the file of iris-sample-data 2.5.2"):
+        dataclasses.replace(BUILT_IN["sst"], sha256=hashlib.sha256(b"").hexdigest()).read(num_axes=2)
+
+
+@pytest.mark.parametrize("package", ["iris_sample_data", "xarray"])
+def test_a_missing_package_is_named(monkeypatch, tmp_path, package):
+    find_spec = dense_prediction_data.importlib.util.find_spec
+    monkeypatch.setattr(
+        dense_prediction_data.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
+    )
+    (tmp_path / "a.nc").touch()
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'modeling-axial\[fields\]'"):
+        sample_data_folder() if package == "iris_sample_data" else read_fields(tmp_path / "a.nc", 2)
+
+
+# Files
+
+
+def test_netcdf(tmp_path):
+    fields = read_fields(written(monthly(), tmp_path / "a.nc"), num_axes=2)
+    assert np.array_equal(fields.values[:, 0], monthly().temperature.values, equal_nan=True)
+    assert (fields.channel_names, fields.units, fields.name) == (("temperature",), ("K",), "a.nc")
+    assert fields.times[:3] == ("1999-11", "1999-12", "2000-01") and fields.seasons[:3].tolist() == [10, 11, 0]
+    assert np.allclose(fields.weights[:, 3], np.cos(np.deg2rad([-60, -30, 0, 30, 60])))
+
+
+def test_variables_are_channels_with_time_first(tmp_path):
+    dataset = monthly()
+    dataset["speed"] = (2 * dataset.temperature).transpose("latitude", "time", "longitude")
+    dataset["mask"] = dataset.temperature[0]
+    dataset.speed.attrs.clear()
+    fields = read_fields(written(dataset, tmp_path / "a.nc"), 2, ["speed", "temperature"])
+    assert fields.values.shape == (30, 2, LATITUDES, LONGITUDES) and fields.units == ("", "K")
+    assert np.array_equal(fields.values[:, 0], 2 * fields.values[:, 1], equal_nan=True)
+
+
+def test_packed_values_come_in_their_units_and_spans_of_time_as_numbers(tmp_path):
+    dataset = monthly()
+    dataset.temperature.attrs["units"] = "days"
+    packing = {"dtype": "int16", "scale_factor": 0.25, "add_offset": 280.0, "_FillValue": -999}
+    fields = read_fields(written(dataset, tmp_path / "a.nc", encoding={"temperature": packing}), 2)
+    there = ~np.isnan(fields.values)
+    assert np.array_equal(there[:, 0], ~np.isnan(dataset.temperature.values)) and fields.units == ("days",)
+    assert np.abs(fields.values[:, 0] - dataset.temperature.values)[there[:, 0]].max() <= 0.126
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5), (6, 3, 5, 2)])
+def test_npy(tmp_path, shape):
+    array = np.random.default_rng(0).integers(0, 100, shape, dtype=np.int16)
+    np.save(tmp_path / "a.npy", array)
+    fields = read_fields(tmp_path / "a.npy", num_axes=2)
+    assert np.array_equal(np.moveaxis(fields.values, 1, -1).reshape(shape), array)
+    assert fields.times[1] == "step 1" and fields.weights is None and set(fields.seasons.tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("times", "step", "first"),
+    [
+        (np.datetime64("2001-01-31") + np.arange(30).astype("timedelta64[D]"), "step", "2001-01-31 00:00"),
+        (
+            xarray.date_range("2001-01-01", periods=30, freq="3MS", calendar="360_day", use_cftime=True),
+            "3 months",
+            "2001-01",
+        ),
+        (np.arange(30) * 0.1, "step", "time 0.0"),
+    ],
+    ids=["days", "quarters of another calendar", "numbers"],
+)
+def test_calendars(tmp_path, times, step, first):
+    fields = read_fields(written(monthly().assign_coords(time=times), tmp_path / "a.nc"), 2)
+    assert (fields.step, fields.times[0]) == (step, first)
+    assert len(set(fields.seasons.tolist())) == (4 if step == "3 months" else 1)
+
+
+def uneven():
+    return monthly().isel(time=[0, 1, 3, *range(4, 30)])
+
+
+def backwards():
+    return monthly().isel(time=slice(None, None, -1))
+
+
+def changed(**places):
+    """With other values at some places (time, latitude, longitude)."""
+    dataset = monthly()
+    for value, where in places.values():
+        dataset.temperature[where] = value
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "words"),
+    [
+        (lambda: monthly().rename(time="t"), {}, r"0 variables with a time axis 'time' and the 2 axes"),
+        (
+            lambda: monthly().rename(time="t"),
+            {"variable_names": ["temperature"]},
+            r"\('t', 'latitude', 'longitude'\), but no time axis 'time'; name it by --time_name",
+        ),
+        (lambda: monthly(b=monthly().temperature), {}, r"2 variables with .* \['temperature', 'b'\]; say which by"),
+        (monthly, {"variable_names": ["humidity"]}, r"no variable \['humidity'\]; its variables are \['temperature'\]"),
+        (monthly, {"num_axes": 3, "variable_names": ["temperature"]}, "they must be time and the 3 axes of the model"),
+        (lambda: monthly(b=monthly().temperature.astype(str)), {"variable_names": ["b"]}, "variable b of .*: text"),
+        (uneven, {}, "even and go forward, but .*1999-12.* is followed by .*2000-02"),
+        (backwards, {}, "even and go forward"),
+        (lambda: changed(a=(np.inf, (3, 2, 4))), {}, "infinite, or beyond float32, at 2000-02"),
+        (lambda: changed(a=(np.nan, 5), b=(np.nan, 9)), {}, "no values at all at 2000-04; 2000-08"),
+        (lambda: changed(a=(np.nan, slice(None))), {}, "no values at all at 1999-11; .*; ..."),
+    ],
+    ids=str,
+)
+def test_bad_netcdf(tmp_path, make, arguments, words):
+    path = written(make(), tmp_path / "a.nc")
+    with pytest.raises(ValueError, match=words):
+        read_fields(path, **{"num_axes": 2, **arguments})
+
+
+def test_units_of_time_that_mean_nothing(tmp_path):
+    dataset = monthly().assign_coords(time=("time", np.arange(30), {"units": "moons since the flood"}))
+    with pytest.raises(ValueError, match="cannot be read: .*moons since the flood"):
+        read_fields(written(dataset, tmp_path / "a.nc"), 2)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((9, 3)), r"shape \(9, 3\); with a model of 2 axes it must be \(time, \*grid\)"),
+        (np.zeros((9, 3, 5, 7, 2)), "3 or 4 dims"),
+        (np.zeros((9, 3, 5), complex), "complex numbers"),
+        (np.zeros((0, 3, 5)), "is empty"),
+        (np.full((9, 3, 5), np.nan), "no values at all at step 0"),
+    ],
+)
+def test_bad_npy(tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=words):
+        read_fields(tmp_path / "a.npy", num_axes=2)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.nc", "a.zarr"])
+def test_what_is_no_such_file(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} is not there"):
+        read_fields(tmp_path / name, 2)
+    (tmp_path / name).write_text("nothing")
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        read_fields(tmp_path / name, 2)
+
+
+# What is learnt from
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    return read_fields(written(monthly(), tmp_path_factory.mktemp("fields") / "a.nc"), num_axes=2)
+
+
+def test_split_by_time(fields):
+    held_out = split_by_time(fields, 6, 0, history=2, lead_time=1)
+    assert (held_out.first_measured, held_out.end, held_out.measured_on) == (24, 30, "last 6 steps, held out")
+    chosen_by = split_by_time(fields, 6, 4, history=2, lead_time=1)
+    assert (chosen_by.first_measured, chosen_by.end) == (20, 24)
+    assert "4 steps before the held-out ones" in chosen_by.measured_on
+
+
+@pytest.mark.parametrize(
+    ("held_out", "validation", "words"),
+    [
+        (27, 0, "has 30 steps: without held_out_steps=27 and validation_steps=0 3 are left, too few"),
+        (30, 9, "0 are left"),
+        (12, 8, r"only 10 steps to learn from, none of them in the calendar months \[9, 10\]"),
+    ],
+)
+def test_too_few_steps(fields, held_out, validation, words):
+    with pytest.raises(ValueError, match=words):
+        split_by_time(fields, held_out, validation, history=2, lead_time=1)
+
+
+def test_means_by_calendar_month(fields):
+    means = mean_by_season(fields, stop=27)
+    assert means.shape == (12, 1, LATITUDES, LONGITUDES)
+    expected = fields.values[[0, 12, 24]].astype(np.float64).mean(0)  # November
+    assert np.allclose(means[10], expected, rtol=1e-6, equal_nan=True)
+    assert np.allclose(means[3], fields.values[[5, 17]].astype(np.float64).mean(0), rtol=1e-6, equal_nan=True)
+
+
+def test_the_held_out_steps_change_nothing_that_is_learnt(fields):
+    values = fields.values.copy()
+    values[24:] += 1000
+    config = AxialConfig(image_size=[6, 7], patch_size=[2, 7], num_channels=2)
+    both = []
+    for each in (fields, dataclasses.replace(fields, values=values)):
+        data = ForecastData(each, split_by_time(each, 6, 0, 2, 1), history=2, lead_time=1)
+        processor = data.make_processor(config)
+        both.append((data.climatology, processor.to_dict(), list(TrainingPairs(data, processor)[21].values())))
+    assert np.array_equal(both[0][0], both[1][0], equal_nan=True) and both[0][1] == both[1][1]
+    assert all(torch.equal(*pair) for pair in zip(both[0][2], both[1][2], strict=True))
+
+
+@pytest.mark.parametrize(("history", "lead_time"), [(2, 1), (1, 3)])
+def test_pairs_of_past_and_change(fields, history, lead_time):
+    data = ForecastData(fields, split_by_time(fields, 6, 0, history, lead_time), history, lead_time)
+    processor = data.make_processor(AxialConfig(image_size=[6, 7], patch_size=[2, 1], num_channels=history))
+    pairs = TrainingPairs(data, processor, fields.weights)
+    assert len(pairs) == 24 - lead_time - history + 1
+    anomalies = fields.values - data.climatology[fields.seasons]
+    for index in (0, len(pairs) - 1):
+        item, last = pairs[index], index + history - 1
+        past = torch.from_numpy(anomalies[last - history + 1 : last + 1, 0])
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (processor.image_mean, processor.image_std))
+        assert torch.allclose(item["pixel_values"][:, :5, 1:], ((past - mean) / std)[:, :, 1:].float(), atol=1e-5)
+        change = anomalies[last + lead_time, 0] - anomalies[last, 0]
+        expected = torch.from_numpy(change - processor.target_mean[0]).float() / processor.target_std[0]
+        assert torch.allclose(item["labels"][0, :5, 1:], expected[:, 1:], atol=1e-5)
+        assert item["attention_mask"].shape == (3, 7) and not item["attention_mask"][:, 0].any()
+        assert item["attention_mask"][:, 1:].all()
+        assert item["loss_mask"][0, :5, 1:].all() and item["loss_mask"].sum() == 5 * 6
+        assert torch.equal(item["loss_weights"][0, :5], torch.from_numpy(fields.weights))
+        assert not item["loss_weights"][0, 5:].any()
+    assert last + lead_time == 23  # the last step that is not held out
+    assert "loss_weights" not in TrainingPairs(data, processor)[0]
+
+
+def test_measured_pasts_end_with_the_data(fields):
+    data = ForecastData(fields, split_by_time(fields, 6, 0, 1, 2), history=1, lead_time=2)
+    pasts = MeasuredPasts(data, rollout=3)
+    assert len(pasts) == 6
+    past, truth = pasts[1]
+    assert np.array_equal(past.numpy(), data.anomalies[23:24], equal_nan=True)
+    assert np.array_equal(truth.numpy(), data.anomalies[[25, 27, 29]], equal_nan=True)
+    _, truth = pasts[4]
+    assert np.array_equal(truth[0].numpy(), data.anomalies[28], equal_nan=True) and truth[1:].isnan().all()
+
+
+def test_a_periodic_axis_is_made_of_whole_patches():
+    config = AxialConfig(image_size=[4, 6], patch_size=[2, 3], periodic=[False, True])
+    assert check_grid(config, (7, 9)) == (8, 9)
+    with pytest.raises(ValueError, match=r"axis 1 is periodic, so its 10 points must be whole patches; .*=\[2, 3\]"):
+        check_grid(config, (8, 10))
