@@ -68,12 +68,9 @@ def simple_forecasts(data: ForecastData, last: np.ndarray, rollout: int) -> dict
     for lead in range(1, rollout + 1):
         if lead * data.lead_time < count:
             factors[lead - 1] = damping(data, lead * data.lead_time)
-    factors = factors.reshape(*factors.shape, *[1] * len(data.fields.grid))
-    return {
-        "climatology": 0 * factors * last[:, None],
-        "persistence": 0 * factors + last[:, None],
-        "damped persistence": factors * last[:, None],
-    }
+    factors = {"climatology": 0 * factors, "persistence": factors**0, "damped persistence": factors}
+    grid = [1] * len(data.fields.grid)
+    return {name: factor.reshape(*factor.shape, *grid) * last[:, None] for name, factor in factors.items()}
 
 
 def rmse(forecast: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> np.ndarray:

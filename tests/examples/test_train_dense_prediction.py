@@ -19,6 +19,7 @@ from modeling_axial.training import STOPPED_EXIT_CODE, checkpoints, parse_argume
 from tests.conftest import ROOT
 from tests.examples import test_train_image_classification as classification
 from tests.examples.test_dense_prediction_data import monthly
+from tests.examples.test_train_image_classification_distributed import launch
 
 SCRIPT = ROOT / "examples" / "train_dense_prediction.py"
 SMALL = {"model_type": "axial", "image_size": [6, 8], "patch_size": [2, 4], "hidden_size": 8, "num_hidden_layers": 1}
@@ -141,6 +142,30 @@ def test_killed_and_resumed(unbroken, inputs, tmp_path):
         classification.assert_same_run(folder / part, unbroken[0] / part)
     assert printed.split("RMSE")[1] == unbroken[1].split("RMSE")[1]
     assert len(checkpoints.list_checkpoints(folder)) == 2
+
+
+@pytest.mark.audit
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
+    """Of one with the same global batch, the peer's included; without dropout, which differs between them."""
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "hidden_dropout_prob": 0.0}))
+    for name, run, batch_size in (("one", train, 4), ("two", launch_two, 2)):
+        exit_code, printed = run(
+            *classification.without(arguments_of(inputs, tmp_path / name), "config_name"),
+            *(f"--config_name={tmp_path / 'config.json'}", "--peer=unet"),
+            f"--per_device_train_batch_size={batch_size}",
+        )
+        assert exit_code == 0, printed
+    for part in (".", "unet"):
+        lines = [read_metrics(tmp_path / name / part / "metrics.jsonl") for name in ("one", "two")]
+        assert len(lines[0]) == len(lines[1]) == 11
+        for one, two in zip(*lines, strict=True):
+            assert two == pytest.approx(one, rel=1e-3)
+
+
+def launch_two(*arguments):
+    return launch(SCRIPT, arguments)
 
 
 def test_fields_of_npy_with_settings_chosen_before_the_held_out_steps(inputs, tmp_path):
