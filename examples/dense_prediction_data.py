@@ -155,14 +155,13 @@ def read_times(variable: Any, time_name: str) -> tuple[tuple[str, ...], np.ndarr
         names = tuple(calendar.strftime("%Y-%m-%d %H:%M").values)
     else:
         names = tuple(f"{time_name} {time}" for time in times)
-    uneven = [number for number, difference in enumerate(differences) if difference != differences[0]]
-    if times.dtype.kind == "f":
-        uneven = np.flatnonzero(~np.isclose(differences, differences[0], rtol=1e-3, atol=0)).tolist()
-    if uneven or len(differences) and not differences[0] > 0 * differences[0]:
-        where = uneven[0] if uneven else 0
+    first = differences[:1]
+    even = np.isclose(differences, first, rtol=1e-3, atol=0) if times.dtype.kind == "f" else differences == first
+    wrong = np.flatnonzero(~(even & (differences > 0 * first)).astype(bool))
+    if wrong.size:
         raise ValueError(
-            f"the steps of {time_name} must be even and go forward, but {names[where]} is followed by "
-            f"{names[where + 1]}, and {names[0]} by {names[1]}; sort them, and fill gaps with missing values"
+            f"the steps of {time_name} must be even and go forward, but {names[wrong[0]]} is followed by "
+            f"{names[wrong[0] + 1]}, and {names[0]} by {names[1]}; sort them, and fill gaps with missing values"
         )
     return names, np.zeros(count, int), "step"
 

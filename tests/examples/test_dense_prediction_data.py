@@ -133,12 +133,15 @@ def test_npy(tmp_path, shape):
             "3 months",
             "2001-01",
         ),
+        (xarray.date_range("2001-02-29", periods=30, calendar="360_day", use_cftime=True), "step", "2001-02-29 00:00"),
         (np.arange(30) * 0.1, "step", "time 0.0"),
+        (None, "step", "step 0"),
     ],
-    ids=["days", "quarters of another calendar", "numbers"],
+    ids=["days", "quarters of another calendar", "days of another calendar", "numbers", "none"],
 )
 def test_calendars(tmp_path, times, step, first):
-    fields = read_fields(written(monthly().assign_coords(time=times), tmp_path / "a.nc"), 2)
+    dataset = monthly().drop_vars("time") if times is None else monthly().assign_coords(time=times)
+    fields = read_fields(written(dataset, tmp_path / "a.nc"), 2)
     assert (fields.step, fields.times[0]) == (step, first)
     assert len(set(fields.seasons.tolist())) == (4 if step == "3 months" else 1)
 
@@ -174,6 +177,7 @@ def changed(**places):
         (lambda: monthly(b=monthly().temperature.astype(str)), {"variable_names": ["b"]}, "variable b of .*: text"),
         (uneven, {}, "even and go forward, but .*1999-12.* is followed by .*2000-02"),
         (backwards, {}, "even and go forward"),
+        (lambda: monthly().assign_coords(time=[*range(29), 29.1]), {}, "but time 28.0 is followed by time 29.1"),
         (lambda: changed(a=(np.inf, (3, 2, 4))), {}, "infinite, or beyond float32, at 2000-02"),
         (lambda: changed(a=(np.nan, 5), b=(np.nan, 9)), {}, "no values at all at 2000-04; 2000-08"),
         (lambda: changed(a=(np.nan, slice(None))), {}, "no values at all at 1999-11; .*; ..."),
