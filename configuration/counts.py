@@ -39,7 +39,10 @@ def count_encoder_flops(config: AxialConfig) -> int:
 
     embedding = tokens * config.num_channels * prod(config.patch_shape) * hidden_size
     products = {"mlp": 2, "gated_mlp": 3, "convolution": 2 * 3**config.num_axes}[config.feed_forward]
-    layers = config.num_hidden_layers * tokens * products * hidden_size * config.intermediate_size
+    cells = tokens
+    if config.feed_forward == "convolution":  # which also reads the other end of a periodic axis, as two more cells
+        cells = prod(axis.length + 2 * axis.periodic for axis in config.axes)
+    layers = config.num_hidden_layers * cells * products * hidden_size * config.intermediate_size
     for axis in (axis for layer in range(config.num_hidden_layers) for axis in config.axes_of_layer(layer)):
         length, points, heads = axis.length, axis.num_inducing_points, axis.num_heads
         if points is None:

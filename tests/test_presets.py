@@ -25,6 +25,7 @@ PINS = {
     "colour_autoregressive": (439_232, 1_498_300_416),
     "digits": (136_256, 13_296_640),
     "digits_autoregressive": (433_856, 680_787_968),
+    "sst": (55_040, 84_271_104),
     "video_autoregressive": (382_960, 1_774_891_008),
 }
 
@@ -84,6 +85,7 @@ def test_table_holds_the_pins():
         {},
         {"feed_forward": "gated_mlp"},
         {"feed_forward": "convolution"},
+        {"feed_forward": "convolution", "periodic": True},
         {"num_inducing_points": 3},
         {"pooling": "attention", "num_pooling_seeds": 3},
     ],

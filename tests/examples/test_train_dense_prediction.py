@@ -208,7 +208,7 @@ def test_to_roll_the_longitudes_rolls_the_forecast_of_the_temperature_of_the_sea
     model = AxialForDensePrediction(load_preset("sst")).eval().double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    pixel_values = torch.randn(1, 2, 18, 432, dtype=torch.float64)
+    pixel_values = torch.randn(1, 1, 18, 432, dtype=torch.float64)
     mask = torch.rand(1, 9, 72) < 0.8
     expected = model(pixel_values=pixel_values, attention_mask=mask).prediction
     sea = mask.repeat_interleave(2, 1).repeat_interleave(6, 2)[:, None]
