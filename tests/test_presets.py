@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 
 # Parameters and FLOPs; a preset is not to change unnoticed. `python -m configuration.counts` prints them.
 PINS = {
+    "air_temperature": (59_200, 15_674_880),
     "axial_base": (114_034_944, 44_826_034_176),
     "axial_tiny": (7_275_072, 2_882_912_256),
     "axial_video_small": (36_104_064, 28_366_700_544),
@@ -25,7 +26,7 @@ PINS = {
     "colour_autoregressive": (439_232, 1_498_300_416),
     "digits": (136_256, 13_296_640),
     "digits_autoregressive": (433_856, 680_787_968),
-    "sst": (55_040, 84_271_104),
+    "sst": (55_424, 84_768_768),
     "video_autoregressive": (382_960, 1_774_891_008),
 }
 

@@ -188,7 +188,7 @@ def test_fields_of_npy_with_settings_chosen_before_the_held_out_steps(inputs, tm
 # The recipes
 
 
-@pytest.mark.parametrize("name", ["sst"])
+@pytest.mark.parametrize("name", ["air_temperature", "sst"])
 def test_recipe(name):
     data, training, _ = parse_arguments(
         train_dense_prediction.DataArguments,
@@ -198,7 +198,7 @@ def test_recipe(name):
     )
     config, read = train_dense_prediction.load_data(data, training)
     assert not training.validation_steps and read.split.end == len(read.fields.values)
-    assert config.image_shape >= read.fields.grid
+    assert not any(size % patch for size, patch in zip(config.image_shape, config.patch_shape, strict=True))
     assert config.to_dict() == load_preset(data.config_name).to_dict()  # so that it opens as it is trained
 
 
@@ -208,7 +208,7 @@ def test_to_roll_the_longitudes_rolls_the_forecast_of_the_temperature_of_the_sea
     model = AxialForDensePrediction(load_preset("sst")).eval().double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    pixel_values = torch.randn(1, 1, 18, 432, dtype=torch.float64)
+    pixel_values = torch.randn(1, 2, 18, 432, dtype=torch.float64)
     mask = torch.rand(1, 9, 72) < 0.8
     expected = model(pixel_values=pixel_values, attention_mask=mask).prediction
     sea = mask.repeat_interleave(2, 1).repeat_interleave(6, 2)[:, None]
