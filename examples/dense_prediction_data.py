@@ -309,15 +309,18 @@ class ForecastData:
     Examples made of fields whose mean seasonal cycle in the training time is removed.
 
     A past is what a forecast is made from: `history` steps, the last of them `lead_time` steps before its target. A
-    model learns the change from the last of these to the target.
+    model learns the change from the last of these to the target. It sees the steps as channels; or, of fields that are
+    `drifting`, only how those before the last differ from it, so that a change of all by one value changes no forecast
+    of a change.
 
     Attributes:
         climatology: as `mean_by_season` of the training time; what to add to a forecast.
         anomalies: float32 (time, channels, *grid), the fields less their climatology, to the end of what is measured.
     """
 
-    def __init__(self, fields: Fields, split: Split, history: int, lead_time: int):
+    def __init__(self, fields: Fields, split: Split, history: int, lead_time: int, drifting: bool = False):
         self.fields, self.split, self.history, self.lead_time = fields, split, history, lead_time
+        self.drifting = drifting
         self.climatology = mean_by_season(fields, split.first_measured)
         self.anomalies = fields.values[: split.end] - self.climatology[fields.seasons[: split.end]]
 
@@ -335,25 +338,29 @@ class ForecastData:
         last = target - self.lead_time
         return self.anomalies[last - self.history + 1 : last + 1]
 
+    @property
+    def num_channels(self) -> int:
+        """Of what a model sees."""
+        return (self.history - self.drifting) * len(self.fields.channel_names)
+
+    def as_channels(self, past: Any) -> Any:
+        """What a model sees of a past (history, channels, *grid): (num_channels, *grid), its oldest step first."""
+        seen = past[:-1] - past[-1:] if self.drifting else past
+        return seen.reshape(-1, *seen.shape[2:])
+
     def change(self, target: int) -> np.ndarray:
         """(channels, *grid)."""
         return self.anomalies[target] - self.anomalies[target - self.lead_time]
 
     def make_processor(self, config: AxialConfig) -> AxialGridProcessor:
         """What scales pasts, all their steps as channels, and changes, with the numbers of the training time."""
-        num_channels = len(self.fields.channel_names)
         processor = AxialGridProcessor(
             patch_size=list(config.patch_shape),
-            num_channels=self.history * num_channels,
-            num_target_channels=num_channels,
+            num_channels=self.num_channels,
+            num_target_channels=len(self.fields.channel_names),
         )
-        processor.fit(as_channels(self.past(target)) for target in self.training_targets)
+        processor.fit(self.as_channels(self.past(target)) for target in self.training_targets)
         return processor.fit_targets(self.change(target) for target in self.training_targets)
-
-
-def as_channels(past: Any) -> Any:
-    """(..., history, channels, *grid) of one past, its oldest step first: (history · channels, *grid)."""
-    return past.reshape(-1, *past.shape[2:])
 
 
 class TrainingPairs(Dataset):
@@ -371,7 +378,7 @@ class TrainingPairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         target = self.data.training_targets[index]
         batch = self.processor(
-            [as_channels(self.data.past(target))], targets=[self.data.change(target)], return_tensors="pt"
+            [self.data.as_channels(self.data.past(target))], targets=[self.data.change(target)], return_tensors="pt"
         )
         item = {name: values[0] for name, values in batch.items()}
         if self.weights is not None:

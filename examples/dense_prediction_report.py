@@ -167,7 +167,8 @@ from transformers import AutoImageProcessor, AutoModelForImageToImage
 
 def forecast(past):
     \"\"\"The last {data.history} fields less their climatology, (steps, channels, *grid) -> what comes, likewise.\"\"\"
-    inputs = processor(past.reshape(-1, *past.shape[2:]), return_tensors="pt")
+    seen = {"past[:-1] - past[-1]" if data.drifting else "past"}
+    inputs = processor(seen.reshape(-1, *past.shape[2:]), return_tensors="pt")
     (change,) = processor.post_process_dense_prediction(model(**inputs), [past.shape[2:]])
     return past[-1] + change.numpy()
 ```

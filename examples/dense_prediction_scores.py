@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
-from dense_prediction_data import ForecastData, as_channels
+from dense_prediction_data import ForecastData
 from torch.utils.data import DataLoader
 
 from modeling_axial import AxialGridProcessor
@@ -11,7 +11,12 @@ from modeling_axial import AxialGridProcessor
 
 @torch.no_grad()
 def roll_out(
-    model: torch.nn.Module, processor: AxialGridProcessor, past: torch.Tensor, rollout: int, device: torch.device
+    model: torch.nn.Module,
+    data: ForecastData,
+    processor: AxialGridProcessor,
+    past: torch.Tensor,
+    rollout: int,
+    device: torch.device,
 ) -> torch.Tensor:
     """
     Forecasts of a model, each made from the one before: pasts (B, history, channels, *grid) to float32 (B, rollout,
@@ -20,7 +25,7 @@ def roll_out(
     grid = past.shape[3:]
     forecasts = []
     for _ in range(rollout):
-        batch = processor([as_channels(each) for each in past.cpu()], return_tensors="pt").to(device)
+        batch = processor([data.as_channels(each) for each in past.cpu()], return_tensors="pt").to(device)
         changes = processor.post_process_dense_prediction(model(**batch), [grid] * len(past))
         forecasts.append(past[:, -1] + torch.stack(changes).to(past))
         past = torch.cat([past[:, 1:], forecasts[-1][:, None]], dim=1)
@@ -28,7 +33,12 @@ def roll_out(
 
 
 def forecast_all(
-    accelerator: Accelerator, model: torch.nn.Module, processor: AxialGridProcessor, loader: DataLoader, rollout: int
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    data: ForecastData,
+    processor: AxialGridProcessor,
+    loader: DataLoader,
+    rollout: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     What a model forecasts for a loader of `MeasuredPasts`, the same on every process: the last steps of the pasts (N,
@@ -37,7 +47,7 @@ def forecast_all(
     model.eval()
     parts = []
     for past, truth in loader:
-        forecast = roll_out(model, processor, past, rollout, accelerator.device)
+        forecast = roll_out(model, data, processor, past, rollout, accelerator.device)
         gathered = accelerator.gather_for_metrics((past[:, -1].contiguous(), forecast, truth[:, :rollout].contiguous()))
         parts.append([values.cpu().numpy() for values in gathered])
     last, forecasts, truth = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -89,6 +89,11 @@ class ForecastTrainingArguments(TrainingArguments):
     validation_steps: int = described(
         0, "Leave the held-out steps alone, and measure on so many before them, to choose settings by."
     )
+    drifting: bool = described(
+        False,
+        "The model sees how earlier steps differ from the last, but not the last itself, so that it also serves where "
+        "values have left those of the training time.",
+    )
     weight_by_latitude: bool = described(False, "Points count as the cosine of their latitude, in loss and errors.")
     augment_sign: bool = described(
         False, "Half of the examples have the other sign, as what is warm may as well be cold."
@@ -98,6 +103,8 @@ class ForecastTrainingArguments(TrainingArguments):
         super().__post_init__()
         check_at_least(1, self, "history", "lead_time", "held_out_steps")
         check_at_least(0, self, "validation_steps")
+        if self.drifting and self.history < 2:
+            raise ValueError(f"drifting needs steps before the last: history of at least 2, got {self.history}")
 
 
 def main() -> None:
@@ -125,7 +132,7 @@ def main() -> None:
             return model(**batch).loss, len(batch["labels"])
 
         def measure(model: torch.nn.Module) -> dict[str, float]:
-            _, forecasts, truth = forecast_all(accelerator, model, processor, loader, rollout=1)
+            _, forecasts, truth = forecast_all(accelerator, model, data, processor, loader, rollout=1)
             errors = rmse(forecasts, truth, weights)[0].tolist()
             names = ["rmse"] if len(errors) == 1 else [f"rmse {name}" for name in data.fields.channel_names]
             return dict(zip(names, errors, strict=True))
@@ -137,7 +144,7 @@ def main() -> None:
             accelerator.get_state_dict(model),
             save_function=accelerator.save,
         )
-        return forecast_all(accelerator, model, processor, loader, arguments.rollout)
+        return forecast_all(accelerator, model, data, processor, loader, arguments.rollout)
 
     model = AxialForDensePrediction(config)
     num_parameters = model.num_parameters()
@@ -187,18 +194,16 @@ def load_data(arguments: DataArguments, training: ForecastTrainingArguments) -> 
         fields = read_fields(Path(arguments.data_file), config.num_axes, names, arguments.time_name)
     if training.weight_by_latitude and fields.weights is None:
         raise ValueError(f"{fields.name} has no latitudes (a coordinate in degrees_north): no --weight_by_latitude")
-    num_channels = len(fields.channel_names)
-    sizes = {
-        "image_size": list(check_grid(config, fields.grid)),
-        "num_channels": training.history * num_channels,
-        "num_target_channels": num_channels,
-    }
     split = split_by_time(
         fields, training.held_out_steps, training.validation_steps, training.history, training.lead_time
     )
-    return load_preset(arguments.config_name, **sizes), ForecastData(
-        fields, split, training.history, training.lead_time
-    )
+    data = ForecastData(fields, split, training.history, training.lead_time, training.drifting)
+    sizes = {
+        "image_size": list(check_grid(config, fields.grid)),
+        "num_channels": data.num_channels,
+        "num_target_channels": len(fields.channel_names),
+    }
+    return load_preset(arguments.config_name, **sizes), data
 
 
 def of_peer(run: RunArguments) -> RunArguments:

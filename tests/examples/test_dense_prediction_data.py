@@ -295,6 +295,17 @@ def test_pairs_of_past_and_change(fields, history, lead_time):
     assert "loss_weights" not in TrainingPairs(data, processor)[0]
 
 
+def test_of_drifting_fields_only_differences_are_seen(fields):
+    data = ForecastData(fields, split_by_time(fields, 6, 0, 3, 1), history=3, lead_time=1, drifting=True)
+    assert data.num_channels == 2
+    past = data.past(12)
+    seen = data.as_channels(past)
+    assert np.array_equal(seen, np.concatenate([past[0] - past[2], past[1] - past[2]]), equal_nan=True)
+    assert np.allclose(data.as_channels(past + 5), seen, atol=1e-5, equal_nan=True)
+    processor = data.make_processor(AxialConfig(image_size=[6, 7], patch_size=[2, 7], num_channels=2))
+    assert TrainingPairs(data, processor)[0]["pixel_values"].shape == (2, 6, 7)
+
+
 def test_measured_pasts_end_with_the_data(fields):
     data = ForecastData(fields, split_by_time(fields, 6, 0, 1, 2), history=1, lead_time=2)
     pasts = MeasuredPasts(data, rollout=3)

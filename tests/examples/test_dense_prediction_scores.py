@@ -48,7 +48,7 @@ def test_each_forecast_is_made_from_the_one_before():
     past[0, 1, 0, 2, 1] = torch.nan
     processor = make_processor()
     processor.target_mean, processor.target_std = (0.0, 0.0), (1.0, 1.0)
-    forecasts = roll_out(Echo(0.5), processor, past, 3, torch.device("cpu"))
+    forecasts = roll_out(Echo(0.5), make_data(), processor, past, 3, torch.device("cpu"))
     assert forecasts.shape == (3, 3, 2, *GRID) and forecasts.dtype == torch.float32
     for lead in range(3):
         assert torch.allclose(forecasts[:, lead], past[:, 1] * 1.5 ** (lead + 1), equal_nan=True)
@@ -60,11 +60,22 @@ def test_forecasts_are_in_the_units_of_the_fields():
     processor = make_processor(history=1)
     processor.image_mean, processor.image_std = (1.0, 2.0), (4.0, 5.0)
     processor.target_mean, processor.target_std = (0.5, -0.5), (2.0, 3.0)
-    forecasts = roll_out(Echo(1.0), processor, past, 1, torch.device("cpu"))[:, 0]
+    forecasts = roll_out(Echo(1.0), make_data(history=1), processor, past, 1, torch.device("cpu"))[:, 0]
     for channel, (mean, std, target_mean, target_std) in enumerate([(1, 4, 0.5, 2), (2, 5, -0.5, 3)]):
         last = past[:, 0, channel]
         expected = last + (last - mean) / std * target_std + target_mean
         assert torch.allclose(forecasts[:, channel], expected, atol=1e-6)
+
+
+def test_forecasts_of_drifting_fields_drift_along():
+    past = torch.randn(2, 2, 2, *GRID)
+    data = make_data()
+    data.drifting = True
+    processor = make_processor(history=1)
+    processor.target_mean, processor.target_std = (0.0, 0.0), (1.0, 1.0)
+    here, there = (roll_out(Echo(-1.0), data, processor, each, 3, torch.device("cpu")) for each in (past, past + 9))
+    assert torch.allclose(there, here + 9, atol=1e-4)
+    assert torch.allclose(here[:, 0], 2 * past[:, 1] - past[:, 0], atol=1e-5)  # goes on as it went
 
 
 def test_all_forecasts_of_a_loader_and_their_truth():
@@ -72,7 +83,7 @@ def test_all_forecasts_of_a_loader_and_their_truth():
     loader = DataLoader(MeasuredPasts(data, 3), batch_size=2)
     processor = make_processor()
     processor.target_mean, processor.target_std = (0.0, 0.0), (1.0, 1.0)
-    last, forecasts, truth = forecast_all(Accelerator(cpu=True), Echo(0.0), processor, loader, rollout=2)
+    last, forecasts, truth = forecast_all(Accelerator(cpu=True), Echo(0.0), data, processor, loader, rollout=2)
     assert np.array_equal(last, data.anomalies[15:22], equal_nan=True)
     assert forecasts.shape == truth.shape == (7, 2, 2, *GRID)
     assert np.array_equal(forecasts[:, 1], last, equal_nan=True)

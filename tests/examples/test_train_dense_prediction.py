@@ -175,7 +175,7 @@ def test_fields_of_npy_with_settings_chosen_before_the_held_out_steps(inputs, tm
     arguments = classification.without(arguments_of(inputs, tmp_path / "run"), "data_file", "variable_names")
     arguments = classification.without(arguments, "weight_by_latitude", "rollout")
     exit_code, printed = train(
-        *arguments, f"--data_file={tmp_path / 'a.npy'}", "--validation_steps=4", "--max_train_steps=1", "--history=1"
+        *arguments, f"--data_file={tmp_path / 'a.npy'}", "--validation_steps=4", "--max_train_steps=1", "--drifting"
     )
     assert exit_code == 0, printed
     assert "measured on the 4 steps before the held-out ones, to choose settings by" in printed
@@ -183,6 +183,8 @@ def test_fields_of_npy_with_settings_chosen_before_the_held_out_steps(inputs, tm
     assert float(re.search(r"([\d.]+)  persistence", printed).group(1)) == pytest.approx(persistence, rel=1e-3)
     assert "RMSE of channel 0, 1 step ahead\n" in printed
     assert np.load(tmp_path / "run" / "climatology.npy").shape == (1, 1, 5, 8)
+    assert "seen = past[:-1] - past[-1]\n" in (tmp_path / "run" / "README.md").read_text()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["num_channels"] == 1
 
 
 # The recipes
@@ -248,6 +250,7 @@ def test_signs_change_together_and_in_half_of_the_examples():
         (["--config_name=sst", "--dataset_name=sst", "--rollout=0"], "rollout must be at least 1"),
         (["--config_name=sst", "--dataset_name=sst", "--history=0"], "history must be at least 1"),
         (["--config_name=sst", "--dataset_name=sst", "--validation_steps=-1"], "validation_steps must be"),
+        (["--config_name=sst", "--dataset_name=sst", "--history=1", "--drifting"], "history of at least 2, got 1"),
         (["--config_name=digits_autoregressive", "--dataset_name=sst"], "has no dense head"),
         (["--config_name=axial_volume_small", "--dataset_name=sst"], "3 axes of the model"),
         (["--config_name=sst", "--dataset_name=sst", "--lead_time=2", "--rollout=2"], "needs history=1, got 2"),
