@@ -28,7 +28,8 @@ class Fields:
         values: float32 (time, channels, *grid), NaN where they are missing.
         channel_names, units: of each channel; a unit that is not known is an empty text.
         times: what to call each step.
-        seasons: (time,), int: the calendar month of each step, 0 for January, where steps are whole months, else 0.
+        seasons: (time,), int: the calendar month of each step, 0 for January, where steps are months, and no whole
+            years; else 0.
         step: how long one is, in words.
         weights: float32 (*grid), the cosine of the latitude; None where no latitudes are known.
         name, license, hub_id: for the metadata of a model card.
@@ -151,7 +152,8 @@ def read_times(variable: Any, time_name: str) -> tuple[tuple[str, ...], np.ndarr
         between = set(np.diff(months).tolist())
         if len(between) == 1 and min(between) > 0:
             step = "month" if between == {1} else f"{min(between)} months"
-            return tuple(calendar.strftime("%Y-%m").values), months % MONTHS, step
+            seasons = months % MONTHS if min(between) % MONTHS else np.zeros(count, int)
+            return tuple(calendar.strftime("%Y-%m").values), seasons, step
         names = tuple(calendar.strftime("%Y-%m-%d %H:%M").values)
     else:
         names = tuple(f"{time_name} {time}" for time in times)
@@ -291,7 +293,7 @@ def split_by_time(fields: Fields, held_out_steps: int, validation_steps: int, hi
 def mean_by_season(fields: Fields, stop: int) -> np.ndarray:
     """
     The mean of the first `stop` steps at each place, NaN where there are no values: (12, channels, *grid), one for each
-    calendar month, where steps are whole months, else (1, channels, *grid).
+    calendar month, where the fields have seasons, else (1, channels, *grid).
     """
     seasons, values = fields.seasons[:stop], fields.values[:stop]
     means = np.full((MONTHS if fields.seasons.any() else 1, *values.shape[1:]), np.nan, np.float32)

@@ -82,7 +82,7 @@ def draw_forecasts(
     leads = data.lead_time * np.arange(1, truth.shape[1] + 1)
     for name, errors in scores.items():
         panel.plot(leads, errors[:, 0], marker="o", label=name)
-    panel.set_xlabel(f"steps ahead (one is a {fields.step})" if fields.step != "step" else "steps ahead")
+    panel.set_xlabel(f"steps ahead (step: {fields.step})" if fields.step != "step" else "steps ahead")
     panel.set_ylabel(f"RMSE{f' ({unit})' if unit else ''}")
     panel.set_ylim(bottom=0)
     panel.legend()
@@ -134,7 +134,7 @@ def write_model_card(
         for channel, title in enumerate(titles)
     )
     leads = leads_in_words(data, 1)
-    seasonal = "of each calendar month" if len(data.climatology) > 1 else "of all times"
+    seasonal = "of each calendar month" if len(data.climatology) > 1 else "of all steps"
     text = f"""---
 {card_data.to_yaml()}
 ---
