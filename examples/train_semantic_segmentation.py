@@ -1,0 +1,266 @@
+"""
+Train a model that gives each pixel a class, on one CPU or many GPUs, and resume it exactly.
+
+    python examples/train_semantic_segmentation.py configuration/training/nuclei2d.yaml --output_dir outputs/nuclei2d
+    accelerate launch examples/train_semantic_segmentation.py --config_name nuclei3d --output_dir outputs/mine \
+        --train_image_dir train/images --train_mask_dir train/masks \
+        --validation_image_dir validation/images --validation_mask_dir validation/masks
+
+The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Folders hold
+pictures, or arrays of any number of axes (`.npy`, TIFF, NIfTI), and masks of the same names. The model learns on random
+crops and is measured on whole grids. With `--peer unet` a U-Net with as many parameters is trained in the same way, in
+`output_dir/unet`. `output_dir` gets the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints of
+the run.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from grid_augmentation import RandomGridChanges
+from segmentation_data import BUILT_IN, FolderPairs, LabelledGrid, Nuclei, random_crops
+from segmentation_peer import equally_large_unet
+from segmentation_report import OURS, draw_predictions, loading_lines, mean_iou, score_lines, write_model_card
+from segmentation_scores import otsu_map, predict, score_all
+from training_run import (
+    RunArguments,
+    TrainingArguments,
+    TrainingRun,
+    check_at_least,
+    described,
+    make_adamw,
+    push_to_hub,
+)
+from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+
+from modeling_axial import AxialConfig, AxialForSemanticSegmentation
+from modeling_axial.training import parse_arguments
+
+sys.path.append(str(Path(__file__).parents[1]))  # configuration/ is part of the repository, and not installed
+from configuration import load_preset  # noqa: E402
+
+FOLDERS = ("train_image_dir", "train_mask_dir", "validation_image_dir", "validation_mask_dir")
+
+
+@dataclass
+class DataArguments:
+    config_name: str | None = described(
+        None, "The model: a preset of configuration/models or a JSON file; its classes follow from the data."
+    )
+    dataset_name: Literal["nuclei2d", "nuclei3d"] | None = described(
+        None, "Nuclei in a picture or in a volume, in stardist, one half to learn from and the other to measure on."
+    )
+    train_image_dir: str | None = described(None, "Instead, a folder of pictures or arrays to learn from,")
+    train_mask_dir: str | None = described(None, "one of their masks, files of the same names but for the endings,")
+    validation_image_dir: str | None = described(None, "and the same to measure on:")
+    validation_mask_dir: str | None = described(None, "their masks.")
+    label_names: str | None = described(
+        None, "The classes in the order of their numbers, with commas between. Default: numbers, as many as there are."
+    )
+    binary_masks: bool = described(False, "All labels above 0 are class 1, as in masks of 0 and 255 or of instances.")
+    tile_size: str | None = described(
+        None,
+        "For grids too large to be seen at once: measure on overlapping tiles of this size, per_device_eval_batch_size "
+        "at a time. One number, or one for each axis with commas between.",
+    )
+    peer: Literal["unet"] | None = described(
+        None, "Train another model in the same way, too: a U-Net with as many parameters."
+    )
+
+    def __post_init__(self):
+        if self.config_name is None:
+            raise ValueError("--config_name is missing; the recipes in configuration/training have it")
+        given = [name for name in FOLDERS if getattr(self, name) is not None]
+        if (self.dataset_name is None) == (not given):
+            raise ValueError(f"give either --dataset_name, or all of --{', --'.join(FOLDERS)}")
+        if given and len(given) < len(FOLDERS):
+            missing = [name for name in FOLDERS if name not in given]
+            raise ValueError(f"--{', --'.join(given)} must come with --{', --'.join(missing)}")
+        if self.dataset_name is not None and (self.label_names is not None or self.binary_masks):
+            raise ValueError("--label_names and --binary_masks are for folders; the nuclei have their own classes")
+
+
+@dataclass
+class SegmentationTrainingArguments(TrainingArguments):
+    fold: int = described(0, "Of the nuclei: 0 learns from the left half, 1 from the right one.")
+    crop_size: str | None = described(
+        None,
+        "Pixels of a crop to learn from, whole patches: one number, or one for each axis with commas between. Default: "
+        "the image_size of the model.",
+    )
+    crops_per_grid: int = described(1, "So many crops of each grid are an epoch.")
+    augment_flip_axes: str = described(
+        "", "Axes, with commas between, along each of which half of the crops are mirrored,"
+    )
+    augment_exchange_axes: str = described(
+        "", "axes that are exchanged at random where crops are equally long: with mirrors, turns by 90 degrees,"
+    )
+    augment_contrast: float = described(0.0, "values are multiplied by a factor in [1 - this, 1 + this],")
+    augment_brightness: float = described(0.0, "and a number in [-this, this] is added, in standard deviations.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.fold not in (0, 1):
+            raise ValueError(f"fold must be 0 or 1, got {self.fold}")
+        check_at_least(1, self, "crops_per_grid")
+
+
+def main() -> None:
+    arguments, training, run_arguments = parse_arguments(
+        DataArguments, SegmentationTrainingArguments, RunArguments, argv=sys.argv[1:]
+    )
+    config, data = load_data(arguments, training)
+    crop = crop_size(training, config)
+    tile = numbers_per_axis(arguments.tile_size, "tile_size", config.num_axes)
+    augment = make_augmentation(training, config.num_axes)
+    processor = data.make_processor(config)
+    run = TrainingRun(training, run_arguments)
+    accelerator, output_dir = run.accelerator, run.output_dir
+    for note in data.notes:
+        accelerator.print(note)
+
+    def map_by(model: torch.nn.Module) -> Callable[[LabelledGrid], torch.Tensor]:
+        return lambda grid: predict(
+            model, grid, processor, accelerator.device, tile, run_arguments.per_device_eval_batch_size
+        )
+
+    def score(map_of: Callable[[LabelledGrid], torch.Tensor], grids: Sequence[LabelledGrid]) -> torch.Tensor:
+        return score_all(map_of, grids, config.num_labels, config.semantic_loss_ignore_index, accelerator)
+
+    def train(run: TrainingRun, model: PreTrainedModel) -> torch.Tensor:
+        """Trains a model, saves it, and returns its IoU of each class."""
+        run.load([number for number in range(len(data.train)) for _ in range(training.crops_per_grid)])
+        share = accelerator.process_index, accelerator.num_processes
+
+        def batch_loss(model: torch.nn.Module, numbers: torch.Tensor) -> tuple[torch.Tensor, int]:
+            generator = run.sampler.generator()
+            grids = [data.train[number] for number in numbers.tolist()]
+            batch = augment(random_crops(grids, crop, processor, generator, *share), generator, *share)
+            return model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()}).loss, len(numbers)
+
+        def measure(model: torch.nn.Module) -> dict[str, float]:
+            ious = score(map_by(model), data.held_out)
+            of_classes = dict(zip(data.label_names, ious.tolist(), strict=True))
+            return {"mean_iou": mean_iou(ious)} | {f"iou {name}": iou for name, iou in of_classes.items()}
+
+        start = time.perf_counter()
+        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
+        accelerator.print(f"It took {time.perf_counter() - start:.0f} s.")
+        run.accelerator.unwrap_model(model).save_pretrained(
+            run.output_dir,
+            accelerator.is_main_process,
+            run.accelerator.get_state_dict(model),
+            save_function=run.accelerator.save,
+        )
+        return score(map_by(model), data.held_out)
+
+    model = AxialForSemanticSegmentation(config)
+    num_parameters = model.num_parameters()
+    scores = {OURS: train(run, model)}
+    if arguments.peer is not None:
+        accelerator.print(f"Now the U-Net, in {of_peer(run_arguments).output_dir}.")
+        peer_run = TrainingRun(training, of_peer(run_arguments))  # which lets go of its folder with the process
+        peer = equally_large_unet(config, num_parameters)
+        scores[f"U-Net with {peer.num_parameters():,} parameters"] = train(peer_run, peer)
+    if config.num_labels == 2:
+        brighter = max((True, False), key=lambda brighter: score(partial(otsu_map, brighter=brighter), data.train)[1])
+        scores["Otsu's threshold"] = score(partial(otsu_map, brighter=brighter), data.held_out)
+
+    # ---- results ----
+    if accelerator.is_main_process:
+        processor.save_pretrained(output_dir)
+        print(*score_lines(scores, data.label_names), sep="\n")
+        saved_model = AutoModelForSemanticSegmentation.from_pretrained(output_dir).to(accelerator.device)
+        draw_predictions(
+            output_dir / "predictions.png",
+            map_by(saved_model),
+            data.held_out,
+            config.num_labels,
+            config.semantic_loss_ignore_index,
+        )
+        write_model_card(output_dir, data, scores, config.num_axes, run_arguments.hub_model_id)
+        if run_arguments.push_to_hub:
+            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a segmentation model")
+        print(f"Predictions are drawn in {output_dir / 'predictions.png'}. Load the model with")
+        print(loading_lines(run_arguments.output_dir))
+    run.close()
+
+
+def load_data(
+    arguments: DataArguments, training: SegmentationTrainingArguments
+) -> tuple[AxialConfig, Nuclei | FolderPairs]:
+    """The configuration of a model for the data, and these. `ValueError`: for what does not fit together."""
+    config = load_preset(arguments.config_name)
+    if not isinstance(config, AxialConfig):
+        raise ValueError(f"{arguments.config_name} has no dense head: it has model_type={config.model_type!r}")
+    if arguments.dataset_name is not None:
+        data = BUILT_IN[arguments.dataset_name](config, training.fold)
+    else:
+        names = None
+        if arguments.label_names is not None:
+            names = [name.strip() for name in arguments.label_names.split(",")]
+        data = FolderPairs(
+            config,
+            (arguments.train_image_dir, arguments.train_mask_dir),
+            (arguments.validation_image_dir, arguments.validation_mask_dir),
+            names,
+            arguments.binary_masks,
+        )
+    of_data = {
+        "num_channels": data.num_channels,
+        "id2label": dict(enumerate(data.label_names)),
+        "label2id": {name: number for number, name in enumerate(data.label_names)},
+    }
+    return load_preset(arguments.config_name, **of_data), data
+
+
+def crop_size(training: SegmentationTrainingArguments, config: AxialConfig) -> tuple[int, ...]:
+    crop = numbers_per_axis(training.crop_size, "crop_size", config.num_axes) or config.image_shape
+    if any(side % patch for side, patch in zip(crop, config.patch_shape, strict=True)):
+        raise ValueError(f"crop_size={crop} must be whole patches, multiples of patch_size={config.patch_shape}")
+    return crop
+
+
+def make_augmentation(training: SegmentationTrainingArguments, num_axes: int) -> RandomGridChanges:
+    flipped, exchanged = (
+        whole_numbers(getattr(training, name), name) for name in ("augment_flip_axes", "augment_exchange_axes")
+    )
+    if max((*flipped, *exchanged), default=0) >= num_axes:
+        raise ValueError(
+            f"the model has the axes 0 to {num_axes - 1}, got augment_flip_axes={training.augment_flip_axes} and "
+            f"augment_exchange_axes={training.augment_exchange_axes}"
+        )
+    return RandomGridChanges(flipped, exchanged, training.augment_contrast, training.augment_brightness)
+
+
+def whole_numbers(text: str, name: str) -> tuple[int, ...]:
+    """`1,2` as (1, 2), nothing as ()."""
+    if not re.fullmatch(r"(\s*\d+\s*(,\s*\d+\s*)*)?", text):
+        raise ValueError(f"{name} must be whole numbers with commas between, got {text!r}")
+    return tuple(map(int, text.split(","))) if text else ()
+
+
+def numbers_per_axis(text: str | None, name: str, num_axes: int) -> tuple[int, ...] | None:
+    """`64` as (64, 64) for two axes, and `16,64` as (16, 64); None as it is."""
+    if text is None:
+        return None
+    sides = whole_numbers(text, name)
+    if len(sides) not in (1, num_axes) or 0 in sides:
+        raise ValueError(f"{name} must be one positive number, or one for each of {num_axes} axes, got {text!r}")
+    return sides * num_axes if len(sides) == 1 else sides
+
+
+def of_peer(run: RunArguments) -> RunArguments:
+    """The arguments of the run of a peer, in a folder of its own."""
+    resume = None if run.resume_from_checkpoint is None else "latest"
+    return replace(run, output_dir=str(Path(run.output_dir) / "unet"), resume_from_checkpoint=resume, push_to_hub=False)
+
+
+if __name__ == "__main__":
+    main()
