@@ -115,7 +115,7 @@ class FolderPairs:
     """
     Folders of grids and of their masks, paired by the names of the files without their endings: `images/a.png` with
     `masks/a.png`, `images/b.nii.gz` with `masks/b.npy`. All is read at once, so that nothing bad ends a run later, and
-    stays in memory, but for `.npy` files, which stay on the disk.
+    stays in memory, but for `.npy` and `.nii` files, which stay on the disk.
 
     Grids are either all pictures (`PICTURE_SUFFIXES`; the model says whether in grey or in colour, and sees them as
     `AxialImageProcessor` does), or all arrays (`ARRAY_SUFFIXES`) of any number of axes, with the channels, if they have

@@ -58,7 +58,7 @@ def otsu_map(grid: LabelledGrid, brighter: bool) -> torch.Tensor:
     from skimage.filters import threshold_otsu
 
     values = np.asarray(grid.values, np.float64).mean(0)
-    return torch.from_numpy((values > threshold_otsu(values)) == brighter).long()
+    return torch.from_numpy((values > threshold_otsu(values.ravel())) == brighter).long()
 
 
 def score_all(

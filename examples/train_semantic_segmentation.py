@@ -10,7 +10,7 @@ The first argument may be a recipe, a YAML file of arguments; those on the comma
 pictures, or arrays of any number of axes (`.npy`, TIFF, NIfTI), and masks of the same names. The model learns on random
 crops and is measured on whole grids. With `--peer unet` a U-Net with as many parameters is trained in the same way, in
 `output_dir/unet`. `output_dir` gets the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints of
-the run.
+the run. Needs the extra `segmentation`.
 """
 
 import re
@@ -72,6 +72,9 @@ class DataArguments:
     peer: Literal["unet"] | None = described(
         None, "Train another model in the same way, too: a U-Net with as many parameters."
     )
+    peer_steps: int | None = described(
+        None, "Its optimizer steps, such as take as long as those of the model. Default: as many."
+    )
 
     def __post_init__(self):
         if self.config_name is None:
@@ -82,6 +85,7 @@ class DataArguments:
         if given and len(given) < len(FOLDERS):
             missing = [name for name in FOLDERS if name not in given]
             raise ValueError(f"--{', --'.join(given)} must come with --{', --'.join(missing)}")
+        check_at_least(1, self, "peer_steps")
         if self.dataset_name is not None and (self.label_names is not None or self.binary_masks):
             raise ValueError("--label_names and --binary_masks are for folders; the nuclei have their own classes")
 
@@ -165,7 +169,8 @@ def main() -> None:
     scores = {OURS: train(run, model)}
     if arguments.peer is not None:
         accelerator.print(f"Now the U-Net, in {of_peer(run_arguments).output_dir}.")
-        peer_run = TrainingRun(training, of_peer(run_arguments))  # which lets go of its folder with the process
+        longer = training if arguments.peer_steps is None else replace(training, max_train_steps=arguments.peer_steps)
+        peer_run = TrainingRun(longer, of_peer(run_arguments))  # which lets go of its folder with the process
         peer = equally_large_unet(config, num_parameters)
         scores[f"U-Net with {peer.num_parameters():,} parameters"] = train(peer_run, peer)
     if config.num_labels == 2:

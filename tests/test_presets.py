@@ -26,6 +26,8 @@ PINS = {
     "colour_autoregressive": (439_232, 1_498_300_416),
     "digits": (136_256, 13_296_640),
     "digits_autoregressive": (433_856, 680_787_968),
+    "nuclei2d": (102_772, 125_042_688),
+    "nuclei3d": (88_732, 59_609_088),
     "sst": (55_424, 84_768_768),
     "video_autoregressive": (382_960, 1_774_891_008),
 }

@@ -314,7 +314,8 @@ def test_requirement_is_a_lower_bound_and_pinned(requirement):
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
 
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}  # where the two names differ
+# Where the two names differ.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "skimage": "scikit-image"}
 
 
 def third_party_imports(folder):
@@ -335,8 +336,8 @@ def third_party_imports(folder):
     ("folder", "extras"),
     {
         "modeling_axial": [],
-        "examples": ["demo", "generate", "fields", "hub", "features"],
-        "tests": ["demo", "generate", "fields", "hub", "features", "test"],
+        "examples": ["demo", "generate", "fields", "segmentation", "hub", "features"],
+        "tests": ["demo", "generate", "fields", "segmentation", "hub", "features", "test"],
     }.items(),
 )
 def test_what_is_imported_is_required(folder, extras):
