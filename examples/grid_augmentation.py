@@ -28,8 +28,9 @@ class RandomGridChanges:
 
     Args:
         flip_axes (`Sequence[int]`): along each of these, half of the grids are mirrored.
-        exchange_axes (`Sequence[int]`): those of the same length are put into a random order. With `flip_axes` this
-            makes all turns by 90 degrees and their mirror images, of a square 8, of a cube 48, all alike.
+        exchange_axes (`Sequence[int]`): those of the same length, in pixels and in patches, get a random order. With
+            `flip_axes` this makes all turns by 90 degrees and their mirror images, of a square 8, of a cube 48, all
+            alike.
         contrast (`float`): values are multiplied by a factor in [1 - contrast, 1 + contrast], less than 1,
         brightness (`float`): and a number in [-brightness, brightness] is added. Both are uniform, and drawn for each
             channel.
@@ -83,7 +84,6 @@ class RandomGridChanges:
         keys = torch.rand(total, len(self.exchange_axes), generator=generator)[mine]
         levels = 2 * torch.rand(total, 2, values.shape[1], generator=generator)[mine] - 1
 
-        # Cells must agree where pixels do: patches may have other sides along axes of the same length.
         shapes = [tensor.shape[-len(shape) :] for tensor in batch.values()]
         sides = list(zip(*shapes, strict=True))
         moves = [

@@ -219,22 +219,26 @@ def as_batch(
     labels: Sequence[np.ndarray] | None = None,
     size: Sequence[int] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """
-    Grids (C, *pixels) and their labels as the model takes them, padded to `size`, or to the largest. No mask is given
-    where it would mask nothing, because attention is faster without.
-    """
+    """Grids (C, *pixels) and their labels as the model takes them, padded to `size`, or to the largest."""
     options = {}
     if size is not None:
         pictures = isinstance(processor, AxialImageProcessor)
         options["pad_size"] = dict(zip(("height", "width"), size, strict=True)) if pictures else tuple(size)
-    batch = processor(
-        list(values),
-        segmentation_maps=None if labels is None else list(labels),
-        input_data_format="channels_first",
-        return_tensors="pt",
-        **options,
+    return dict(
+        processor(
+            list(values),
+            segmentation_maps=None if labels is None else list(labels),
+            input_data_format="channels_first",
+            return_tensors="pt",
+            **options,
+        )
     )
-    return {name: tensor for name, tensor in batch.items() if name != "attention_mask" or not tensor.all()}
+
+
+def for_model(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch on the device of the model, without a mask that masks nothing: attention is faster without."""
+    needed = {name: tensor for name, tensor in batch.items() if name != "attention_mask" or not tensor.all()}
+    return {name: tensor.to(device) for name, tensor in needed.items()}
 
 
 def random_crops(

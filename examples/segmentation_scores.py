@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from accelerate import Accelerator
-from segmentation_data import LabelledGrid, Processor, as_batch
+from segmentation_data import LabelledGrid, Processor, as_batch, for_model
 from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -26,7 +26,7 @@ def predict(
     quarter, whose logits are averaged with Gaussian weights. The model is put into its evaluation mode.
     """
     model.eval()
-    batch = {name: tensor.to(device) for name, tensor in as_batch(processor, [grid.values]).items()}
+    batch = for_model(as_batch(processor, [grid.values]), device)
     if tile is None:
         outputs = model(**batch)
     else:

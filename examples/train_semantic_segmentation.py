@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 from grid_augmentation import RandomGridChanges
-from segmentation_data import BUILT_IN, FolderPairs, LabelledGrid, Nuclei, random_crops
+from segmentation_data import BUILT_IN, FolderPairs, LabelledGrid, Nuclei, for_model, random_crops
 from segmentation_peer import equally_large_unet
 from segmentation_report import OURS, draw_predictions, loading_lines, mean_iou, score_lines, write_model_card
 from segmentation_scores import otsu_map, predict, score_all
@@ -146,16 +146,17 @@ def main() -> None:
             generator = run.sampler.generator()
             grids = [data.train[number] for number in numbers.tolist()]
             batch = augment(random_crops(grids, crop, processor, generator, *share), generator, *share)
-            return model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()}).loss, len(numbers)
+            return model(**for_model(batch, accelerator.device)).loss, len(numbers)
 
         def measure(model: torch.nn.Module) -> dict[str, float]:
             ious = score(map_by(model), data.held_out)
             of_classes = dict(zip(data.label_names, ious.tolist(), strict=True))
             return {"mean_iou": mean_iou(ious)} | {f"iou {name}": iou for name, iou in of_classes.items()}
 
-        start = time.perf_counter()
+        start, start_of_work = time.perf_counter(), time.process_time()
         model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
-        accelerator.print(f"It took {time.perf_counter() - start:.0f} s.")
+        seconds, of_work = time.perf_counter() - start, time.process_time() - start_of_work
+        accelerator.print(f"It took {seconds:.0f} s, {of_work:.0f} s of work for the CPU.")
         run.accelerator.unwrap_model(model).save_pretrained(
             run.output_dir,
             accelerator.is_main_process,

@@ -16,10 +16,10 @@ from PIL import Image
 from examples import segmentation_data
 from examples.segmentation_data import (
     FolderPairs,
-    LabelledGrid,
     Nuclei2d,
     Nuclei3d,
     as_batch,
+    for_model,
     paired_files,
     random_crops,
     read_array,
@@ -42,7 +42,7 @@ def write(path, values, affine=AFFINE):
     if path.suffix == ".npy":
         np.save(path, values)
     elif path.suffix in (".tif", ".tiff"):
-        tifffile.imwrite(path, values)
+        tifffile.imwrite(path, values, photometric="minisblack")
     elif ".nii" in path.suffixes:
         nibabel.save(nibabel.Nifti1Image(values, affine), path)
     else:
@@ -354,6 +354,9 @@ def test_crops_are_parts_of_their_grids(folders):
 
 def test_no_mask_where_nothing_is_masked():
     processor = Nuclei2d(PICTURES, 0).make_processor(PICTURES)
-    grid = LabelledGrid("grid", numbers(1, 4, 6), numbers(4, 6, below=2))
-    assert set(as_batch(processor, [grid.values], [grid.labels])) == {"pixel_values", "labels"}
-    assert set(as_batch(processor, [grid.values], size=(6, 6))) == {"pixel_values", "attention_mask"}
+    values, labels = [numbers(1, 4, 6)], [numbers(4, 6, below=2)]
+    device = torch.device("meta")
+    whole = for_model(as_batch(processor, values, labels), device)
+    padded = for_model(as_batch(processor, values, size=(6, 6)), device)
+    assert set(whole) == {"pixel_values", "labels"} and set(padded) == {"pixel_values", "attention_mask"}
+    assert all(tensor.device == device for tensor in (*whole.values(), *padded.values()))

@@ -18,6 +18,7 @@ from examples.train_semantic_segmentation import FOLDERS, numbers_per_axis
 from modeling_axial.training import checkpoints, parse_arguments, read_metrics
 from tests.conftest import ROOT
 from tests.examples import test_train_image_classification as classification
+from tests.examples.test_train_image_classification_distributed import launch
 
 SCRIPT = ROOT / "examples" / "train_semantic_segmentation.py"
 SMALL = {"model_type": "axial", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -243,6 +244,36 @@ def test_recipes(name, fold):
     batch = train_semantic_segmentation.make_augmentation(training, config.num_axes)(batch, torch.Generator())
     loss = train_semantic_segmentation.AxialForSemanticSegmentation(config)(**batch).loss
     assert 0.5 < loss.item() < 2.5
+
+
+@pytest.mark.audit
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
+    """Of one with the same global batch; without what differs between them: dropout, and pixels that do not count."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**CONFIGS["pictures"], "hidden_dropout_prob": 0.0}))
+    for name, run, batch_size in (("one", train, 4), ("two", launch_two, 2)):
+        exit_code, printed = run(
+            *pictures_arguments(inputs, tmp_path / name),
+            *(
+                f"--config_name={config}",
+                "--crop_size=6,8",
+                "--crops_per_grid=4",
+                f"--per_device_train_batch_size={batch_size}",
+            ),
+            *("--gradient_accumulation_steps=1", "--max_train_steps=4", "--peer=unet"),
+        )
+        assert exit_code == 0, printed
+    for part in (".", "unet"):
+        lines = [read_metrics(tmp_path / name / part / "metrics.jsonl") for name in ("one", "two")]
+        assert len(lines[0]) == len(lines[1]) == 6
+        for one, two in zip(*lines, strict=True):
+            assert two == pytest.approx(one, rel=1e-4)
+
+
+def launch_two(*arguments):
+    return launch(SCRIPT, arguments)
 
 
 # Errors
