@@ -23,8 +23,9 @@ Processor = AxialImageProcessor | AxialGridProcessor
 
 
 # All kinds of data have: for the metadata of a model card `name` and `hub_id`, of what is measured on, and `license`;
-# `trained_on`, `measured_on` and `what_is_taken`, in words; `notes`, lines that a user should read; `label_names`;
-# `train` and `held_out`, lists of `LabelledGrid`; `num_channels`; and `make_processor`.
+# `trained_on` and `measured_on`, in words; `what_is_taken`, likewise, and `pixels_of_shape`, which part of the shape of
+# that are its pixels; `notes`, lines that a user should read; `label_names`; `train` and `held_out`, lists of
+# `LabelledGrid`; `num_channels`; and `make_processor`.
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Nuclei:
 
     hub_id, license, notes = "stardist", "bsd-3-clause", ()
     label_names = ("background", "nucleus")
-    what_is_taken, num_channels = "An array of one channel", 1
+    what_is_taken, num_channels = "An array without channels", 1
     num_axes: int
     image: str
     sha256: dict[str, str]
@@ -69,6 +70,7 @@ class Nuclei:
             for side, part in (("left", slice(middle)), ("right", slice(middle, None)))
         ]
         self.train, self.held_out = [halves[fold]], [halves[1 - fold]]
+        self.pixels_of_shape = f"[-{self.num_axes}:]"
         self.trained_on, self.measured_on = (
             f"{grid.name} of {self.image} in stardist" for grid in (self.train[0], self.held_out[0])
         )
@@ -163,7 +165,8 @@ class FolderPairs:
             for name, grids in zip(names, (self.train, self.held_out), strict=True)
         )
         self.name = names[1]
-        self.what_is_taken = "A picture as an array" if self.pictures else "An array, its channels first if it has some"
+        self.what_is_taken = "An array of a picture, its channels last" if self.pictures else "An array, channels first"
+        self.pixels_of_shape = "[:2]" if self.pictures else f"[-{config.num_axes}:]"
 
     def _read(self, grid: Path, mask: Path, config: AxialConfig, binary: bool) -> LabelledGrid:
         labels, of_mask = read_array(mask)

@@ -160,7 +160,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 def segment(grid):
     \"\"\"{data.what_is_taken} -> the class of each pixel.\"\"\"
     inputs = processor(grid, return_tensors="pt")
-    (labels,) = processor.post_process_semantic_segmentation(model(**inputs), [grid.shape[-{num_axes}:]])
+    (labels,) = processor.post_process_semantic_segmentation(model(**inputs), [grid.shape{data.pixels_of_shape}])
     return labels
 ```
 

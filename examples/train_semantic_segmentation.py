@@ -220,6 +220,7 @@ def load_data(
         )
     of_data = {
         "num_channels": data.num_channels,
+        "num_labels": len(data.label_names),
         "id2label": dict(enumerate(data.label_names)),
         "label2id": {name: number for number, name in enumerate(data.label_names)},
     }

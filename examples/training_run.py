@@ -430,7 +430,7 @@ def push_to_hub(output_dir: Path, hub_model_id: str | None, token: str | None, m
     commit = api.upload_folder(
         repo_id=repo_id,
         folder_path=output_dir,
-        ignore_patterns=["checkpoint-*", "unfinished-checkpoint-*", ".lock"],
+        ignore_patterns=["*checkpoint-*", "*.lock"],  # those of a peer in a subfolder, too
         commit_message=message,
     ).oid
     card = (output_dir / "README.md").read_text(encoding="utf-8")

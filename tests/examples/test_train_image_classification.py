@@ -498,10 +498,11 @@ def test_the_upload_leaves_out_the_checkpoints(unbroken, hub_calls):
     folder, calls = unbroken["pictures"][0], hub_calls
     training_run.push_to_hub(folder, None, "secret", "Train")
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    files += ["unfinished-checkpoint-13/model.safetensors", "peer/checkpoint-12/model.safetensors", "peer/.lock"]
     uploaded = set(filter_repo_objects(files, ignore_patterns=calls["ignore_patterns"]))
     assert (calls["token"], calls["repo_id"], calls["folder_path"]) == ("secret", "user/run", folder)
     assert {"model.safetensors", "config.json", "README.md", "predictions.png", "metrics.jsonl"} <= uploaded
-    assert not [name for name in uploaded if "checkpoint-" in name or name == ".lock"]
+    assert not [name for name in uploaded if "checkpoint-" in name or ".lock" in name]
     assert calls["card"].count(f'from_pretrained("user/run", revision="{"0" * 40}", trust_remote_code=True)') == 2
 
 
