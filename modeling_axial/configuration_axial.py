@@ -103,7 +103,7 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             by patch. `"pyramid"`: convolutions at full and half resolution before the trunk and behind it, joined
             across it, which small pictures need (1 to 3 axes).
         pyramid_size (`int`, *optional*):
-            Channels of the pyramid at full resolution, half of those at half; `hidden_size // 4`, at least 1, if not
+            Channels of the pyramid at full resolution, twice as many at half; `hidden_size // 4`, at least 1, if not
             given.
         semantic_loss_ignore_index (`int`, defaults to 255):
             Label of pixels that [`AxialForSemanticSegmentation`] leaves out of its loss. -100 is left out as well.

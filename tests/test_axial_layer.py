@@ -35,6 +35,8 @@ def make_layer(grid=(5, 3), layer_idx=0, **overrides):
     for name, parameter in layer.named_parameters():
         if "norm" in name:  # norms start alike, and a wrong one among them would not show
             parameter.data += 0.3 * torch.randn_like(parameter)
+        elif name.endswith((".points", ".table")):  # which are empty until a model fills them
+            parameter.data.normal_()
     # Other positions than those that a layer takes by itself.
     positions = [0.7 * torch.arange(length, dtype=torch.float64)[None] for length in grid]
     prepared = (
