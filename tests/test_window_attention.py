@@ -151,6 +151,7 @@ def test_registered_and_refused_without_a_window():
 @pytest.mark.audit
 @pytest.mark.parametrize("periodic", [False, True])
 def test_compiled_with_open_sizes(periodic):
+    torch.compiler.reset()  # PyTorch compiles a function eight times at most
     config = make_config((3, 73), periodic=periodic, position_embedding="rotary+relative", num_hidden_layers=1)
     model = redrawn(AxialModel(config))
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
