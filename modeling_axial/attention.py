@@ -311,8 +311,9 @@ def attend_along_axis(
         masks.append(torch.ones(1, 1, length, length, dtype=torch.bool, device=query.device).tril())
         is_causal = False
     allowed = reduce(operator.and_, masks) if masks else None
+    # These two give zeros to queries without any key; what a graph is exported to may give them a mean or NaN.
     ours = attention_interface in (fused_attention_forward, eager_attention_forward)
-    if bias is None and pair_mask is None and ours:  # they mind queries without any key
+    if bias is None and pair_mask is None and ours and not torch.compiler.is_exporting():
         attention_mask, without_key = allowed, None
     else:
         bias = None if bias is None else fold_pairs(bias.to(query.dtype), fold, query, axis)

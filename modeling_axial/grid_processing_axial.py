@@ -485,18 +485,19 @@ class AxialGridProcessor(ArrayProcessor):
     def post_process_dense_prediction(self, outputs: Any, target_sizes: Any = None) -> list[torch.Tensor]:
         """`prediction` (B, channels, *pixels) -> for each sample (channels, *size) in the units of the targets.
 
-        `target_sizes`: the pixels of each sample before padding, which is cut off; by default nothing is. The results
-        are float64 on the CPU: prediction · deviation + mean, of the targets.
+        Quantiles (B, channels, quantiles, *pixels) become (channels, quantiles, *size) in these units. `target_sizes`:
+        the pixels of each sample before padding, which is cut off; by default nothing is. The results are float64 on
+        the CPU: prediction · deviation + mean, of the targets.
 
         Raises:
             ValueError: a prediction of another rank or number of channels, or smaller than its size.
         """
         options = self._options()
         means, deviations = self._target_scale(options)
-        prediction, sizes = check_maps(outputs, "prediction", target_sizes, len(options.patch_size))
+        prediction, sizes = check_maps(outputs, "prediction", target_sizes, len(options.patch_size), quantiles=True)
         if prediction.shape[1] != len(means):
             raise ValueError(f"prediction must have {len(means)} channels, got shape {tuple(prediction.shape)}")
-        dims = (-1, *[1] * len(options.patch_size))
+        dims = (-1, *[1] * (prediction.dim() - 2))
         mean, deviation = (torch.tensor(numbers, dtype=torch.float64).view(dims) for numbers in (means, deviations))
         cut = cut_to_sizes(prediction, sizes)
         return [sample.detach().cpu().double() * deviation + mean for sample in cut]
@@ -523,9 +524,10 @@ class AxialGridProcessor(ArrayProcessor):
 def cut_to_sizes(maps: torch.Tensor, sizes: list[tuple[int, ...]]) -> list[torch.Tensor]:
     """The first pixels along every axis. Raises ValueError where there are fewer."""
     for size in sizes:
-        if any(length > there for length, there in zip(size, maps.shape[2:], strict=True)):
-            raise ValueError(f"target_sizes ask for {size} of {tuple(maps.shape[2:])} pixels")
-    return [sample[(slice(None), *map(slice, size))] for sample, size in zip(maps, sizes, strict=True)]
+        pixels = tuple(maps.shape[-len(size) :])
+        if any(length > there for length, there in zip(size, pixels, strict=True)):
+            raise ValueError(f"target_sizes ask for {size} of {pixels} pixels")
+    return [sample[(..., *map(slice, size))] for sample, size in zip(maps, sizes, strict=True)]
 
 
 # Here and not in __init__.py, which stays home: a processor that was loaded as remote code saves its code again.

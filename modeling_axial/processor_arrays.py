@@ -167,18 +167,22 @@ def read_labels(labels: Any, name: str, pixels: Sequence[int], num_labels: int |
     return values
 
 
-def check_maps(output: Any, name: str, target_sizes: Any, num_axes: int) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
+def check_maps(
+    output: Any, name: str, target_sizes: Any, num_axes: int, quantiles: bool = False
+) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
     """Maps (B, channels, *pixels) of a model, and the size to bring each to (that of the map without `target_sizes`).
+
+    With `quantiles`, maps (B, channels, quantiles, *pixels) are taken, too.
 
     Raises:
         ValueError: no such maps in the output, of another rank, or sizes that do not fit them.
     """
     maps = getattr(output, name, None)
-    if not isinstance(maps, torch.Tensor) or maps.dim() != 2 + num_axes:
+    if not isinstance(maps, torch.Tensor) or maps.dim() - num_axes not in ((2, 3) if quantiles else (2,)):
         got = f"shape {tuple(maps.shape)}" if isinstance(maps, torch.Tensor) else "none"
         raise ValueError(f"outputs must have {name} (batch, channels, *pixels) with {num_axes} axes, got {got}")
     if target_sizes is None:
-        return maps, [tuple(maps.shape[2:])] * len(maps)
+        return maps, [tuple(maps.shape[-num_axes:])] * len(maps)
     if isinstance(target_sizes, torch.Tensor):
         target_sizes = target_sizes.tolist()
     sizes = [tuple(int(length) for length in size) for size in target_sizes]

@@ -39,7 +39,8 @@ def window_blocks(length: int, window: int, wraps: bool, device: torch.device) -
     allowed = offsets.abs() <= window
     if wraps:
         # Where the window is longer than the line, a cell would be read twice.
-        allowed, keys = allowed & (2 * offsets >= -length) & (2 * offsets < length), keys % length
+        allowed = allowed & (2 * offsets >= -length) & (2 * offsets < length)
+        keys = keys % torch.full_like(keys[:1, :1], length)  # as a tensor: ONNX has no remainder by an open size
     else:
         allowed, keys = allowed & ((keys >= 0) & (keys < length))[:, None, :], keys.clamp(0, length - 1)
     return WindowBlocks(queries.clamp(max=length - 1), keys, allowed)

@@ -130,6 +130,23 @@ def test_the_way_back(case):
     assert [sample.shape for sample in whole] == [inputs.labels.shape[1:]] * len(arrays)
 
 
+def test_the_way_back_of_quantiles():
+    """Each quantile is brought to the units of its channel."""
+    processor = AxialGridProcessor(patch_size=[2, 3], num_channels=2, image_mean=[7.0, -2.0], image_std=[3.0, 0.5])
+    arrays = [fields(2, 3, 5, seed=1), fields(2, 4, 2, seed=2)]
+    quantiles = torch.randn(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    back = processor.post_process_dense_prediction(predicted(quantiles), [array.shape[1:] for array in arrays])
+    for sample, array, found in zip(quantiles, arrays, back, strict=True):
+        _, rows, columns = array.shape
+        assert found.shape == (2, 3, rows, columns)
+        for channel, (mean, deviation) in enumerate(((7.0, 3.0), (-2.0, 0.5))):
+            for number in range(3):
+                expected = sample[channel, number, :rows, :columns] * deviation + mean
+                torch.testing.assert_close(found[channel, number], expected, rtol=0, atol=1e-12)
+    whole = processor.post_process_dense_prediction(predicted(quantiles))
+    assert [sample.shape for sample in whole] == [(2, 3, 4, 6)] * 2
+
+
 # --- what arrays may be -----------------------------------------------------------------------------------------------
 
 
@@ -543,6 +560,8 @@ def test_bad_outputs():
     for outputs, sizes, message in (
         (predicted(torch.zeros(1, 3, 4, 5)), None, "prediction must have 2 channels"),
         (predicted(torch.zeros(1, 2, 4)), None, "2 axes"),
+        (predicted(torch.zeros(1, 2, 3, 3, 4, 5)), None, "2 axes"),
+        (predicted(torch.zeros(1, 2, 3, 4, 5)), [(4, 6)], r"target_sizes ask for \(4, 6\) of \(4, 5\) pixels"),
         (ModelOutput(), None, "must have prediction "),
         (predicted(torch.zeros(1, 2, 4, 5)), [(4, 6)], r"target_sizes ask for \(4, 6\) of \(4, 5\) pixels"),
         (predicted(torch.zeros(1, 2, 4, 5)), [(4, 5)] * 2, "one size for each"),
@@ -552,6 +571,8 @@ def test_bad_outputs():
     outputs = SemanticSegmenterOutput(logits=torch.zeros(1, 3, 4, 5))
     with pytest.raises(ValueError, match="target_sizes ask for"):
         processor.post_process_semantic_segmentation(outputs, [(5, 5)])
+    with pytest.raises(ValueError, match="2 axes"):
+        processor.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=torch.zeros(1, 3, 3, 4, 5)))
 
 
 # --- its file ---------------------------------------------------------------------------------------------------------

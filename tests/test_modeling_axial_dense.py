@@ -556,25 +556,38 @@ def test_exported_equals_eager_at_other_sizes(model_class, dense_head, num_axes,
         torch.testing.assert_close(pixels_of(program(picture)), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
 
 
-def compare_onnx(model, tmp_path):
-    """Exported to ONNX and run there against the model, at two sizes."""
+def compare_onnx(model, tmp_path, masked=False):
+    """Exported to ONNX and run there against the model, at two sizes; `masked`: with lines without any cell."""
     batch = torch.export.Dim("batch", min=1, max=64)
-    height, width = (side * torch.export.Dim(name, min=2, max=64) for side, name in ((2, "rows"), (3, "columns")))
+    rows, columns = (torch.export.Dim(name, min=2, max=64) for name in ("rows", "columns"))
+
+    def inputs(count, rows, columns):
+        pixels = {"pixel_values": draw(count, 2, 2 * rows, 3 * columns, dtype=torch.float32)}
+        if not masked:
+            return pixels
+        mask = torch.ones(count, rows, columns, dtype=torch.bool)
+        mask[0, 1] = mask[1, :, -1] = mask[1, 0, 0] = False
+        return pixels | {"attention_mask": mask}
+
+    shapes = {"pixel_values": {0: batch, 2: 2 * rows, 3: 3 * columns}}
+    if masked:
+        shapes["attention_mask"] = {0: batch, 1: rows, 2: columns}
     torch.onnx.export(
         model,
-        (draw(2, 2, 10, 9, dtype=torch.float32),),
+        (),
         tmp_path / "model.onnx",
+        kwargs=inputs(2, 5, 3),
         dynamo=True,
         external_data=False,
-        input_names=["pixel_values"],
+        input_names=list(shapes),
         output_names=["pixels"],
-        dynamic_shapes={"pixel_values": {0: batch, 2: height, 3: width}},
+        dynamic_shapes=shapes,
     )
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    for sizes in ((10, 9), (14, 6)):
-        picture = draw(3, 2, *sizes, dtype=torch.float32)
-        (pixels,) = session.run(["pixels"], {"pixel_values": picture.numpy()})
-        torch.testing.assert_close(torch.from_numpy(pixels), pixels_of(model(picture)), rtol=1e-4, atol=1e-4)
+    for sizes in ((5, 3), (7, 2)):
+        batch = inputs(3, *sizes)
+        (pixels,) = session.run(["pixels"], {name: values.numpy() for name, values in batch.items()})
+        torch.testing.assert_close(torch.from_numpy(pixels), pixels_of(model(**batch)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.audit
@@ -590,11 +603,28 @@ def test_onnx_equals_eager_at_other_sizes(model_class, dense_head, tmp_path):
     [
         {"position_embedding": "learned+relative", "attention_mode": "split"},
         {"position_embedding": "rotary+relative", "periodic": [True, False], "attention_window": [None, 1]},
+        {"position_embedding": "rotary", "periodic": [True, False], "attention_window": [2, 1]},
     ],
     ids=str,
 )
 def test_onnx_of_biased_scores_and_windows(options, tmp_path):
     compare_onnx(make_model(AxialForDensePrediction, dense_head="linear", dtype=torch.float32, **options), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"position_embedding": "learned+relative"}, marks=pytest.mark.audit),
+        pytest.param({"attention_window": 1}, marks=pytest.mark.audit),
+        pytest.param({"num_inducing_points": 2}, marks=pytest.mark.audit),
+    ],
+    ids=str,
+)
+def test_onnx_of_lines_without_cells(options, tmp_path):
+    """Their queries get zeros there, too, where ONNX's own attention would give the mean of all values."""
+    model = make_model(AxialForDensePrediction, dense_head="linear", dtype=torch.float32, **options)
+    compare_onnx(model, tmp_path, masked=True)
 
 
 # ---- periodic axes ----
