@@ -1,9 +1,9 @@
 """A U-Net of convolutions to compare with, which goes on across the ends of periodic axes."""
 
-import itertools
 from collections.abc import Sequence
 
 import torch
+from peers import equally_large_unet
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -130,11 +130,8 @@ class CircularUNet(PreTrainedModel):
         return DensePredictionOutput(loss=loss, prediction=prediction)
 
 
-def equally_large_unet(config: AxialConfig, num_parameters: int) -> CircularUNet:
-    """
-    The U-Net for the data of a model whose number of parameters is nearest to `num_parameters`, with widths about in
-    the ratio 1 : 2 : 4. `ValueError` if that is further than 5 % away.
-    """
+def unet_for(config: AxialConfig, num_parameters: int) -> CircularUNet:
+    """The U-Net for the data of a model with about `num_parameters`; `ValueError` where there is none."""
     if config.num_axes > len(CONVOLUTIONS):
         raise ValueError(f"--peer=unet exists for 1 to {len(CONVOLUTIONS)} axes, the model has {config.num_axes}")
 
@@ -149,18 +146,4 @@ def equally_large_unet(config: AxialConfig, num_parameters: int) -> CircularUNet
             )
         )
 
-    def excess(widths: Sequence[int]) -> int:
-        with torch.device("meta"):
-            return make(widths).num_parameters() - num_parameters
-
-    width = 1
-    while excess((width + 1, 2 * width + 2, 4 * width + 4)) <= 0:
-        width += 1
-    between = itertools.product(*(range(ratio * width, ratio * (width + 1) + 1) for ratio in (1, 2, 4)))
-    widths = min(between, key=lambda widths: abs(excess(widths)))
-    if abs(excess(widths)) > 0.05 * num_parameters:
-        raise ValueError(
-            f"no U-Net has within 5 % of the {num_parameters} parameters of the model; the nearest differs by "
-            f"{excess(widths)}"
-        )
-    return make(widths)
+    return equally_large_unet(make, num_parameters)

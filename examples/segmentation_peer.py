@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from peers import equally_large_unet
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
@@ -77,20 +78,17 @@ class UNetForSemanticSegmentation(PreTrainedModel):
         return SemanticSegmenterOutput(loss=loss, logits=logits)
 
 
-def equally_large_unet(config: AxialConfig, num_parameters: int) -> UNetForSemanticSegmentation:
-    """
-    The U-Net for the data of a model whose number of parameters is nearest to `num_parameters`, with widths in about
-    the ratio 1 : 2 : 4. `ValueError` if that is further than 5 % away.
-    """
+def unet_for(config: AxialConfig, num_parameters: int) -> UNetForSemanticSegmentation:
+    """The U-Net for the data of a model with about `num_parameters`; `ValueError` where there is none."""
     if config.num_axes > 3:
         raise ValueError(f"--peer=unet exists for 1 to 3 axes, the model has {config.num_axes}")
 
-    def make(quarter: int) -> UNetForSemanticSegmentation:
+    def make(widths: Sequence[int]) -> UNetForSemanticSegmentation:
         return UNetForSemanticSegmentation(
             UNetConfig(
                 num_axes=config.num_axes,
                 num_channels=config.num_channels,
-                widths=(max(1, quarter // 4), max(1, quarter // 2), quarter),
+                widths=widths,
                 semantic_loss_ignore_index=config.semantic_loss_ignore_index,
                 class_weights=config.class_weights,
                 dice_loss_weight=config.dice_loss_weight,
@@ -99,20 +97,4 @@ def equally_large_unet(config: AxialConfig, num_parameters: int) -> UNetForSeman
             )
         )
 
-    def excess(quarter: int) -> int:
-        with torch.device("meta"):
-            return make(quarter).num_parameters() - num_parameters
-
-    few, many = 1, 2  # at quarter resolution, between which the size grows over that of the model
-    while excess(many) < 0:
-        few, many = many, 2 * many
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (middle, many) if excess(middle) < 0 else (few, middle)
-    best = min((few, many), key=lambda quarter: abs(excess(quarter)))
-    if abs(excess(best)) > 0.05 * num_parameters:
-        raise ValueError(
-            f"no U-Net has within 5 % of the {num_parameters} parameters of the model; the nearest differs by "
-            f"{excess(best)}"
-        )
-    return make(best)
+    return equally_large_unet(make, num_parameters)

@@ -28,9 +28,10 @@ from dense_prediction_data import (
     read_fields,
     split_by_time,
 )
-from dense_prediction_peer import equally_large_unet
+from dense_prediction_peer import unet_for
 from dense_prediction_report import OURS, draw_forecasts, headings, loading_lines, score_lines, write_model_card
 from dense_prediction_scores import forecast_all, rmse, score_all
+from peers import peer_arguments
 from training_run import (
     RunArguments,
     TrainingArguments,
@@ -68,6 +69,9 @@ class DataArguments:
     peer: Literal["unet"] | None = described(
         None, "Train another model in the same way, too: a circular U-Net with as many parameters."
     )
+    peer_steps: int | None = described(
+        None, "Its optimizer steps, such as take as long as those of the model. Default: as many."
+    )
     dataloader_num_workers: int = described(0, "Processes that prepare data; 0 prepares them in the main process.")
 
     def __post_init__(self):
@@ -77,7 +81,7 @@ class DataArguments:
             raise ValueError("give either --dataset_name or --data_file")
         if self.variable_names is not None and self.data_file is None:
             raise ValueError("--variable_names goes with --data_file")
-        check_at_least(1, self, "rollout")
+        check_at_least(1, self, "rollout", "peer_steps")
         check_at_least(0, self, "dataloader_num_workers")
 
 
@@ -138,12 +142,7 @@ def main() -> None:
             return dict(zip(names, errors, strict=True))
 
         model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
-        accelerator.unwrap_model(model).save_pretrained(
-            run.output_dir,
-            accelerator.is_main_process,
-            accelerator.get_state_dict(model),
-            save_function=accelerator.save,
-        )
+        run.save_model(model)
         return forecast_all(accelerator, model, data, processor, loader, arguments.rollout)
 
     model = AxialForDensePrediction(config)
@@ -151,10 +150,12 @@ def main() -> None:
     last, forecast, truth = train(run, model)
     forecasts = {OURS: forecast}
     if arguments.peer is not None:
-        accelerator.print(f"Now the U-Net, in {of_peer(run_arguments).output_dir}.")
-        peer_run = TrainingRun(training, of_peer(run_arguments))  # which lets go of its folder with the process
-        peer = equally_large_unet(config, num_parameters)
+        longer = training if arguments.peer_steps is None else replace(training, max_train_steps=arguments.peer_steps)
+        peer_run = TrainingRun(longer, peer_arguments(run_arguments, arguments.peer))
+        accelerator.print(f"Now the U-Net, in {peer_run.output_dir}.")
+        peer = unet_for(config, num_parameters)
         _, forecasts[f"circular U-Net with {peer.num_parameters():,} parameters"], _ = train(peer_run, peer)
+        peer_run.release()
 
     # ---- results ----
     if accelerator.is_main_process:
@@ -204,12 +205,6 @@ def load_data(arguments: DataArguments, training: ForecastTrainingArguments) -> 
         "num_target_channels": len(fields.channel_names),
     }
     return load_preset(arguments.config_name, **sizes), data
-
-
-def of_peer(run: RunArguments) -> RunArguments:
-    """The arguments of the run of a peer, in a folder of its own."""
-    resume = None if run.resume_from_checkpoint is None else "latest"
-    return replace(run, output_dir=str(Path(run.output_dir) / "unet"), resume_from_checkpoint=resume, push_to_hub=False)
 
 
 def change_signs(

@@ -133,9 +133,7 @@ def main() -> None:
         with attention_silenced(accelerator.unwrap_model(model)):
             silenced, *_ = evaluate(accelerator, model, validation_loader, len(data.label_names))
         measured |= {"this model with the outputs of its attention set to zero": silenced}
-    accelerator.unwrap_model(model).save_pretrained(
-        output_dir, accelerator.is_main_process, accelerator.get_state_dict(model), save_function=accelerator.save
-    )
+    run.save_model(model)
     if accelerator.is_main_process:
         processor.save_pretrained(output_dir)
         if isinstance(data, Digits):

@@ -24,8 +24,9 @@ from typing import Literal
 
 import torch
 from grid_augmentation import RandomGridChanges
+from peers import peer_arguments
 from segmentation_data import BUILT_IN, FolderPairs, LabelledGrid, Nuclei, for_model, random_crops
-from segmentation_peer import equally_large_unet
+from segmentation_peer import unet_for
 from segmentation_report import OURS, draw_predictions, loading_lines, mean_iou, score_lines, write_model_card
 from segmentation_scores import otsu_map, predict, score_all
 from training_run import (
@@ -157,23 +158,19 @@ def main() -> None:
         model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
         seconds, of_work = time.perf_counter() - start, time.process_time() - start_of_work
         accelerator.print(f"It took {seconds:.0f} s, {of_work:.0f} s of work for the CPU.")
-        run.accelerator.unwrap_model(model).save_pretrained(
-            run.output_dir,
-            accelerator.is_main_process,
-            run.accelerator.get_state_dict(model),
-            save_function=run.accelerator.save,
-        )
+        run.save_model(model)
         return score(map_by(model), data.held_out)
 
     model = AxialForSemanticSegmentation(config)
     num_parameters = model.num_parameters()
     scores = {OURS: train(run, model)}
     if arguments.peer is not None:
-        accelerator.print(f"Now the U-Net, in {of_peer(run_arguments).output_dir}.")
         longer = training if arguments.peer_steps is None else replace(training, max_train_steps=arguments.peer_steps)
-        peer_run = TrainingRun(longer, of_peer(run_arguments))  # which lets go of its folder with the process
-        peer = equally_large_unet(config, num_parameters)
+        peer_run = TrainingRun(longer, peer_arguments(run_arguments, arguments.peer))
+        accelerator.print(f"Now the U-Net, in {peer_run.output_dir}.")
+        peer = unet_for(config, num_parameters)
         scores[f"U-Net with {peer.num_parameters():,} parameters"] = train(peer_run, peer)
+        peer_run.release()
     if config.num_labels == 2:
         brighter = max((True, False), key=lambda brighter: score(partial(otsu_map, brighter=brighter), data.train)[1])
         scores["Otsu's threshold"] = score(partial(otsu_map, brighter=brighter), data.held_out)
@@ -261,12 +258,6 @@ def numbers_per_axis(text: str | None, name: str, num_axes: int) -> tuple[int, .
     if len(sides) not in (1, num_axes) or 0 in sides:
         raise ValueError(f"{name} must be one positive number, or one for each of {num_axes} axes, got {text!r}")
     return sides * num_axes if len(sides) == 1 else sides
-
-
-def of_peer(run: RunArguments) -> RunArguments:
-    """The arguments of the run of a peer, in a folder of its own."""
-    resume = None if run.resume_from_checkpoint is None else "latest"
-    return replace(run, output_dir=str(Path(run.output_dir) / "unet"), resume_from_checkpoint=resume, push_to_hub=False)
 
 
 if __name__ == "__main__":

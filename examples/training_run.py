@@ -416,10 +416,24 @@ class TrainingRun:
                 f"the largest weight after step {self._step} is {largest}; the checkpoints before it are kept"
             )
 
-    def close(self) -> None:
-        """Lets go of the folder, and ends the processes together."""
+    def save_model(self, model: torch.nn.Module) -> None:
+        """Writes what `fit` has returned into the folder, as `from_pretrained` reads it."""
+        accelerator = self.accelerator
+        accelerator.unwrap_model(model).save_pretrained(
+            self.output_dir,
+            accelerator.is_main_process,
+            accelerator.get_state_dict(model),
+            save_function=accelerator.save,
+        )
+
+    def release(self) -> None:
+        """Lets go of the folder."""
         if self._lock is not None:
             self._lock.release()
+
+    def close(self) -> None:
+        """Lets go of the folder, and ends the processes together."""
+        self.release()
         end_processes(self.accelerator)
 
 

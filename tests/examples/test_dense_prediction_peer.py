@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from examples.dense_prediction_peer import CircularUNet, CircularUNetConfig, equally_large_unet
+from examples.dense_prediction_peer import CircularUNet, CircularUNetConfig, unet_for
 from modeling_axial import AxialConfig, AxialForDensePrediction
 
 
@@ -60,7 +60,7 @@ def test_as_many_parameters(hidden_size):
         prediction_loss="absolute",
     )
     ours = AxialForDensePrediction(config).num_parameters()
-    unet = equally_large_unet(config, ours)
+    unet = unet_for(config, ours)
     assert abs(unet.num_parameters() / ours - 1) < 0.05
     full, half, quarter = unet.config.widths
     assert 1.5 < half / full < 2.5 and 1.5 < quarter / half < 2.5
@@ -70,9 +70,9 @@ def test_as_many_parameters(hidden_size):
 
 def test_what_has_no_equal():
     with pytest.raises(ValueError, match="within 5 % of the 40 parameters"):
-        equally_large_unet(AxialConfig(image_size=4, patch_size=2), 40)
+        unet_for(AxialConfig(image_size=4, patch_size=2), 40)
     with pytest.raises(ValueError, match="1 to 3 axes, the model has 4"):
-        equally_large_unet(AxialConfig(image_size=[2] * 4, patch_size=[1] * 4), 10**5)
+        unet_for(AxialConfig(image_size=[2] * 4, patch_size=[1] * 4), 10**5)
 
 
 def test_saved_and_loaded(tmp_path):

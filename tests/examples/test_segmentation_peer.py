@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from examples.segmentation_peer import UNetConfig, UNetForSemanticSegmentation, equally_large_unet
+from examples.segmentation_peer import UNetConfig, UNetForSemanticSegmentation, unet_for
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 
 
@@ -30,7 +30,7 @@ def make_config(num_axes, hidden_size=24):
 def test_equal_size(num_axes, hidden_size):
     config = make_config(num_axes, hidden_size)
     size = AxialForSemanticSegmentation(config).num_parameters()
-    peer = equally_large_unet(config, size)
+    peer = unet_for(config, size)
     assert abs(peer.num_parameters() - size) <= 0.05 * size
     assert (peer.config.num_labels, peer.config.class_weights) == (3, [1.0, 2.0, 3.0])
     assert (peer.config.dice_loss_weight, peer.config.semantic_loss_ignore_index) == (0.5, 7)
@@ -38,16 +38,16 @@ def test_equal_size(num_axes, hidden_size):
 
 def test_no_such_peer():
     with pytest.raises(ValueError, match="exists for 1 to 3 axes, the model has 4"):
-        equally_large_unet(make_config(4), 1000)
+        unet_for(make_config(4), 1000)
     with pytest.raises(ValueError, match="no U-Net has within 5 % of the 10 parameters"):
-        equally_large_unet(make_config(2), 10)
+        unet_for(make_config(2), 10)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (5, 7), (3, 11, 5)])
 def test_grids_of_any_size_and_the_loss_of_the_model(size):
     torch.manual_seed(0)
     config = make_config(len(size))
-    peer = equally_large_unet(config, 20_000)
+    peer = unet_for(config, 20_000)
     pixel_values = torch.randn(2, 2, *size)
     labels = torch.randint(3, (2, *size))
     labels[0, 0] = 7

@@ -1,0 +1,39 @@
+"""What training scripts share of a peer, another model that is trained beside: its run, and its size."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from training_run import RunArguments
+from transformers import PreTrainedModel
+
+
+def peer_arguments(run: RunArguments, name: str) -> RunArguments:
+    """The arguments of the run of a peer, in the subfolder of its name."""
+    resume = None if run.resume_from_checkpoint is None else "latest"
+    return replace(run, output_dir=str(Path(run.output_dir) / name), resume_from_checkpoint=resume, push_to_hub=False)
+
+
+def equally_large_unet(make: Callable[[Sequence[int]], PreTrainedModel], num_parameters: int) -> PreTrainedModel:
+    """
+    `make(widths)` with three widths, about in the ratio 1 : 2 : 4, for which the number of parameters is nearest to
+    `num_parameters`. `ValueError` if that is further than 5 % away.
+    """
+
+    def excess(widths: Sequence[int]) -> int:
+        with torch.device("meta"):
+            return make(widths).num_parameters() - num_parameters
+
+    width = 1
+    while excess((width + 1, 2 * width + 2, 4 * width + 4)) <= 0:
+        width += 1
+    between = itertools.product(*(range(ratio * width, ratio * (width + 1) + 1) for ratio in (1, 2, 4)))
+    widths = min(between, key=lambda widths: abs(excess(widths)))
+    if abs(excess(widths)) > 0.05 * num_parameters:
+        raise ValueError(
+            f"no U-Net has within 5 % of the {num_parameters} parameters of the model; the nearest differs by "
+            f"{excess(widths)}"
+        )
+    return make(widths)
