@@ -162,7 +162,7 @@ class AxialModel(AxialPreTrainedModel):
             self.layers,
             self.executor_class,
             hidden_states,
-            LayerContext(mask, prepared, cropped_axes, output_attentions=bool(output_attentions)),
+            LayerContext(mask, prepared, cropped_axes=cropped_axes, output_attentions=bool(output_attentions)),
             output_hidden_states=bool(output_hidden_states),
         )
         last_hidden_state = self.norm(hidden_states)

@@ -702,6 +702,32 @@ def test_a_part_of_a_periodic_axis_has_ends():
     torch.testing.assert_close(again.last_hidden_state, outputs[0, 9], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("position_embedding", ["none", "rotary"])
+def test_a_part_of_a_periodic_axis_is_a_grid_with_ends(position_embedding, reversible):
+    """Convolutions, too, read zeros beyond the ends of a part, as on an axis that is not periodic."""
+    options = {"feed_forward": "convolution", "reversible": reversible, "position_embedding": position_embedding}
+    circle, line = (make_model(image_size=[10, 33], periodic=periodic, **options) for periodic in ([True, True], False))
+    line.load_state_dict(circle.state_dict())
+    pixel_values = torch.randn(2, 2, 10, 27, dtype=torch.float64)
+    position_ids = [torch.arange(5.0), torch.arange(9.0)]
+    part = circle(pixel_values, position_ids=position_ids, position_period=[6.0, 11.0]).last_hidden_state
+    if position_embedding == "none":
+        torch.testing.assert_close(part, line(pixel_values).last_hidden_state, rtol=1e-12, atol=1e-12)
+    closed = circle(pixel_values, position_ids=position_ids, position_period=[6.0, 9.0]).last_hidden_state
+    assert ((part - closed).abs().amax((0, 1, 3)) > 1e-6).all()
+    # The pixels of a last cell along an axis do not reach the first ones but by attention, which is off here.
+    for layer in circle.layers:
+        for mixer in layer.attention.axes:
+            torch.nn.init.zeros_(mixer.o_proj.weight)
+    changed = pixel_values.clone()
+    changed[..., -3:] += 1
+    for period, reaches in ((11.0, False), (9.0, True)):
+        given = {"position_ids": position_ids, "position_period": [6.0, period]}
+        before, after = (circle(pixels, **given).last_hidden_state for pixels in (pixel_values, changed))
+        assert (not torch.equal(before[:, :, 0], after[:, :, 0])) == reaches
+
+
 @pytest.mark.parametrize("model_class", [AxialForImageClassification, AxialBackbone])
 def test_heads_hand_periods_down(model_class):
     torch.manual_seed(0)
