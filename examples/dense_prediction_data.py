@@ -1,6 +1,5 @@
 """Fields that change in time, to be forecast: from NetCDF, zarr or npy, split by time, their seasonal cycle removed."""
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from image_classification_data import first_few, printable
+from packaged_files import Package
 from torch.utils.data import Dataset
 
 from modeling_axial import AxialConfig, AxialGridProcessor
 from modeling_axial.processor_arrays import describe, pad_end, read
 
+IRIS_SAMPLE_DATA = Package("iris-sample-data", "2.5.2", "iris_sample_data", "fields")
 MONTHS = 12
 LATITUDE_UNITS = {"degrees_north", "degree_north", "degree_N", "degrees_N", "degreeN", "degreesN"}  # of the CF rules
 
@@ -214,21 +215,9 @@ class BuiltIn:
     name: str
 
     def read(self, num_axes: int) -> Fields:
-        path = sample_data_folder() / self.file
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256:
-            raise ValueError(f"{path} is not the file of iris-sample-data 2.5.2: install that version again")
+        path = IRIS_SAMPLE_DATA.file(f"sample_data/{self.file}", self.sha256)
         fields = read_fields(path, num_axes, [self.variable])
         return Fields(**{**vars(fields), "name": self.name, "license": "other", "hub_id": "iris-sample-data"})
-
-
-def sample_data_folder() -> Path:
-    """Where the installed package iris-sample-data has its files; it is found without being imported."""
-    package = importlib.util.find_spec("iris_sample_data")
-    if package is None:
-        raise ModuleNotFoundError(
-            "these fields are part of the package iris-sample-data: pip install 'modeling-axial[fields]'"
-        )
-    return Path(package.submodule_search_locations[0]) / "sample_data"
 
 
 BUILT_IN = {

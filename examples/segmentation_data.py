@@ -1,7 +1,5 @@
-"""Grids with a class for each pixel: folders of pictures or arrays with their masks, and nuclei inside stardist."""
+"""Grids with a class for each pixel: folders of pictures or arrays with their masks."""
 
-import hashlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,77 +38,6 @@ class LabelledGrid:
         """(values, labels) of the part that begins at `starts`, and ends with the grid where it is shorter."""
         part = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
         return self.values[:, *part], self.labels[part]
-
-
-class Nuclei:
-    """
-    Nuclei of cells in fluorescence microscopy, and what lies between them, in one grid of the package stardist, which
-    is cut into halves along its last axis: one to learn from, the other to measure on. The package is not imported.
-
-    Raises:
-        `ModuleNotFoundError`: without stardist, or without tifffile.
-        `ValueError`: for files that are other ones, and a model that is not made for such grids.
-    """
-
-    hub_id, license, notes = "stardist", "bsd-3-clause", ()
-    label_names = ("background", "nucleus")
-    what_is_taken, num_channels = "An array without channels", 1
-    num_axes: int
-    image: str
-    sha256: dict[str, str]
-
-    def __init__(self, config: AxialConfig, fold: int):
-        if config.num_axes != self.num_axes:
-            raise ValueError(f"{self.image} has {self.num_axes} axes; the model has {config.num_axes}")
-        values, mask = (self._read(name) for name in self.sha256)
-        labels = (mask > 0).astype(np.uint8)  # a mask numbers the nuclei
-        middle = values.shape[-1] // 2
-        halves = [
-            LabelledGrid(f"the {side} half", values[None, ..., part], labels[..., part])
-            for side, part in (("left", slice(middle)), ("right", slice(middle, None)))
-        ]
-        self.train, self.held_out = [halves[fold]], [halves[1 - fold]]
-        self.pixels_of_shape = f"[-{self.num_axes}:]"
-        self.trained_on, self.measured_on = (
-            f"{grid.name} of {self.image} in stardist" for grid in (self.train[0], self.held_out[0])
-        )
-        self.name = self.measured_on
-
-    def _read(self, name: str) -> np.ndarray:
-        spec = importlib.util.find_spec("stardist")
-        if spec is None:
-            raise ModuleNotFoundError("the nuclei are part of stardist: pip install 'modeling-axial[segmentation]'")
-        path = Path(spec.submodule_search_locations[0]) / "data" / "images" / name
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != self.sha256[name]:
-            raise ValueError(f"{path} is another file than in stardist 0.9.2: it has the SHA-256 {found}")
-        return read_tiff(path)
-
-    def make_processor(self, config: AxialConfig) -> AxialGridProcessor:
-        return fitted_processor(self.train, config)
-
-
-class Nuclei2d(Nuclei):
-    """512 x 512 pixels, a fifth of them nuclei, of the Data Science Bowl 2018 (Caicedo et al. 2019)."""
-
-    num_axes, image = 2, "img2d.tif"
-    sha256 = {
-        "img2d.tif": "f9ccc1571b92c861ff87e28463068b43f61bd47357ed0503f711e5cd1eb97750",
-        "mask2d.tif": "59ad5e820b7982ca9d13e946fa6e7f64e2714899e00a2ae6c69aa79aad53d46f",
-    }
-
-
-class Nuclei3d(Nuclei):
-    """31 x 61 x 57 voxels of synthetic nuclei."""
-
-    num_axes, image = 3, "img3d.tif"
-    sha256 = {
-        "img3d.tif": "f5626d500c7a738cd321698f43df36e2ac149d98456579c5cbcf8af48c7253e8",
-        "mask3d.tif": "a2ff51b712941a90cf3a5628b11f04f5d7fa3f29c808c065d3be6ff938b215a1",
-    }
-
-
-BUILT_IN = {"nuclei2d": Nuclei2d, "nuclei3d": Nuclei3d}
 
 
 class FolderPairs:

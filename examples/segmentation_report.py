@@ -10,27 +10,20 @@ from image_classification_data import printable
 from image_classification_report import quoted
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from segmentation_data import FolderPairs, LabelledGrid, Nuclei
+from results import OURS
+from segmentation_data import FolderPairs, LabelledGrid
+from segmentation_samples import IndianPines, Nuclei
+from segmentation_scores import Scores
 
-OURS = "this model"
 DRAWN = 3  # grids
 # Of an error map: right, wrong, and what does not count.
 ERROR_COLOURS = ListedColormap(["white", "red", "lightgrey"])
 
 
-def mean_iou(scores: torch.Tensor) -> float:
-    """Over the classes that are there."""
-    return scores.nanmean().item()
-
-
-def score_lines(scores: dict[str, torch.Tensor], label_names: Sequence[str]) -> list[str]:
-    """The head of a table, and a line for each of `scores`: the mean IoU and that of each class."""
-    lines = [f"IoU: mean, {', '.join(label_names)}"]
-    return lines + [f"{numbers([mean_iou(ious), *ious.tolist()])}  {who}" for who, ious in scores.items()]
-
-
-def numbers(ious: Sequence[float]) -> str:
-    return " ".join(f"{iou:.4f}" for iou in ious)
+def score_lines(scores: dict[str, Scores], label_names: Sequence[str]) -> list[str]:
+    """The head of a table, and a line for each of `scores`: the accuracy, the mean IoU and that of each class."""
+    lines = [f"accuracy, IoU: mean, {', '.join(label_names)}"]
+    return lines + [f"{' '.join(f'{number:.4f}' for number in its.numbers())}  {who}" for who, its in scores.items()]
 
 
 def planes(values: np.ndarray) -> list[np.ndarray]:
@@ -46,10 +39,17 @@ def planes(values: np.ndarray) -> list[np.ndarray]:
 
 
 def shown(values: np.ndarray) -> list[np.ndarray]:
-    """The `planes` of a grid (C, *pixels), from 0 to 1: in colour if it has three channels, else of the first one."""
-    values = values.astype(np.float64) if len(values) == 3 else values[:1].astype(np.float64)
-    darkest, brightest = np.percentile(values, (1, 99))
-    values = ((values - darkest) / max(brightest - darkest, 1e-6)).clip(0, 1)
+    """
+    The `planes` of a grid (C, *pixels), from 0 to 1: in colour if it has three channels or more, of which those at a
+    quarter, half and three quarters are shown, else of the first one.
+    """
+    if len(values) > 3:
+        values = values[[len(values) * quarter // 4 for quarter in (3, 2, 1)]].astype(np.float64)
+        darkest, brightest = np.percentile(values, (1, 99), axis=tuple(range(1, values.ndim)), keepdims=True)
+    else:
+        values = values.astype(np.float64) if len(values) == 3 else values[:1].astype(np.float64)
+        darkest, brightest = np.percentile(values, (1, 99))
+    values = ((values - darkest) / np.maximum(brightest - darkest, 1e-6)).clip(0, 1)
     views = [np.stack(channels, -1) for channels in zip(*map(planes, values), strict=True)]
     return [view[..., 0] if view.shape[-1] == 1 else view for view in views]
 
@@ -99,8 +99,8 @@ def class_colours(num_labels: int) -> ListedColormap:
 
 def write_model_card(
     output_dir: Path,
-    data: Nuclei | FolderPairs,
-    scores: dict[str, torch.Tensor],
+    data: Nuclei | IndianPines | FolderPairs,
+    scores: dict[str, Scores],
     num_axes: int,
     hub_model_id: str | None,
 ) -> None:
@@ -114,7 +114,7 @@ def write_model_card(
         dataset_type=data.hub_id,
         dataset_name=data.name,
         metric_type="mean_iou",
-        metric_value=round(mean_iou(scores[OURS]), 6),
+        metric_value=round(scores[OURS].mean_iou, 6),
     )
     card_data = ModelCardData(
         license=data.license,
@@ -127,8 +127,7 @@ def write_model_card(
     )
     heads = [label.replace("|", "\\|") for label in data.label_names]
     table = "\n".join(
-        f"| {who} | {' | '.join(f'{iou:.4f}' for iou in (mean_iou(ious), *ious.tolist()))} |"
-        for who, ious in scores.items()
+        f"| {who} | {' | '.join(f'{number:.4f}' for number in its.numbers())} |" for who, its in scores.items()
     )
     text = f"""---
 {card_data.to_yaml()}
@@ -141,10 +140,10 @@ Gives each pixel of a grid with {num_axes} axes one of {len(data.label_names)} c
 - Trained by `examples/train_semantic_segmentation.py` on {data.trained_on}.
 - Measured on {data.measured_on}.
 
-Intersection over union:
+Accuracy is the share of the pixels whose class is right; the other numbers are intersections over unions:
 
-| | mean | {" | ".join(heads)} |
-|---|{"---:|" * (len(heads) + 1)}
+| | accuracy | mean | {" | ".join(heads)} |
+|---|{"---:|" * (len(heads) + 2)}
 {table}
 
 ![Input, truth, prediction and errors](predictions.png)

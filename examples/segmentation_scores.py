@@ -1,14 +1,15 @@
-"""How well grids are cut into classes: maps of a model and of Otsu's threshold, and their intersection over union."""
+"""How well grids are cut into classes: maps of a model and of simple rules, and what they have right."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from segmentation_data import LabelledGrid, Processor, as_batch, for_model
 from torch import nn
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 
@@ -61,20 +62,74 @@ def otsu_map(grid: LabelledGrid, brighter: bool) -> torch.Tensor:
     return torch.from_numpy((values > threshold_otsu(values.ravel())) == brighter).long()
 
 
+class PixelClassifier:
+    """
+    Gives each pixel the class that a logistic regression on its channels alone finds likeliest, which has learnt from
+    the pixels of `grids` that count, at most `LEARNT_PIXELS` of them, drawn with a fixed seed.
+    """
+
+    LEARNT_PIXELS = 20_000
+
+    def __init__(self, grids: Sequence[LabelledGrid], ignore_index: int):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        pixels, labels = [], []
+        for grid in grids:
+            counted = grid.labels != ignore_index
+            pixels.append(np.asarray(grid.values)[:, counted].T)
+            labels.append(grid.labels[counted])
+        pixels, labels = np.concatenate(pixels), np.concatenate(labels)
+        drawn = np.random.default_rng(0).permutation(len(labels))[: self.LEARNT_PIXELS]
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+        self.model.fit(pixels[drawn], labels[drawn])
+
+    def __call__(self, grid: LabelledGrid) -> torch.Tensor:
+        labels = self.model.predict(np.asarray(grid.values).reshape(len(grid.values), -1).T)
+        return torch.from_numpy(labels.astype(np.int64)).reshape(grid.labels.shape)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """
+    Of maps, over the pixels that count: `accuracy`, the share of them whose class is right; `ious`, (num_labels,), the
+    intersection over union of each class, NaN for one that is neither there nor predicted.
+    """
+
+    accuracy: float
+    ious: torch.Tensor
+
+    @property
+    def mean_iou(self) -> float:
+        """Over the classes that are there."""
+        return self.ious.nanmean().item()
+
+    def numbers(self) -> list[float]:
+        return [self.accuracy, self.mean_iou, *self.ious.tolist()]
+
+    def by_name(self, label_names: Sequence[str]) -> dict[str, float]:
+        names = ("accuracy", "mean_iou", *(f"iou {name}" for name in label_names))
+        return dict(zip(names, self.numbers(), strict=True))
+
+
 def score_all(
     map_of: Callable[[LabelledGrid], torch.Tensor],
     grids: Sequence[LabelledGrid],
     num_labels: int,
     ignore_index: int,
     accelerator: Accelerator,
-) -> torch.Tensor:
-    """
-    The intersection over union of each class, (num_labels,), over the pixels of all grids that count; NaN for a class
-    that is neither there nor predicted. The processes share the work and get the same.
-    """
-    metric = MulticlassJaccardIndex(num_labels, average="none", ignore_index=ignore_index, zero_division=math.nan)
-    metric = metric.to(accelerator.device)
+) -> Scores:
+    """The scores of maps over all grids. The processes share the work and get the same."""
+    metrics = (
+        MulticlassAccuracy(num_labels, average="micro", ignore_index=ignore_index),
+        MulticlassJaccardIndex(num_labels, average="none", ignore_index=ignore_index, zero_division=math.nan),
+    )
+    metrics = [metric.to(accelerator.device) for metric in metrics]
     for grid in grids[accelerator.process_index :: accelerator.num_processes]:
         truth = torch.from_numpy(grid.labels.astype(np.int64))
-        metric.update(map_of(grid).to(accelerator.device), truth.to(accelerator.device))
-    return metric.compute().cpu()
+        predicted = map_of(grid)
+        for metric in metrics:
+            metric.update(predicted.to(accelerator.device), truth.to(accelerator.device))
+    accuracy, ious = (metric.compute().cpu() for metric in metrics)
+    return Scores(accuracy.item(), ious)

@@ -29,9 +29,10 @@ from dense_prediction_data import (
     split_by_time,
 )
 from dense_prediction_peer import unet_for
-from dense_prediction_report import OURS, draw_forecasts, headings, loading_lines, score_lines, write_model_card
+from dense_prediction_report import draw_forecasts, headings, loading_lines, score_lines, write_model_card
 from dense_prediction_scores import forecast_all, rmse, score_all
 from peers import peer_arguments
+from results import OURS, write_results
 from training_run import (
     RunArguments,
     TrainingArguments,
@@ -137,24 +138,30 @@ def main() -> None:
 
         def measure(model: torch.nn.Module) -> dict[str, float]:
             _, forecasts, truth = forecast_all(accelerator, model, data, processor, loader, rollout=1)
-            errors = rmse(forecasts, truth, weights)[0].tolist()
-            names = ["rmse"] if len(errors) == 1 else [f"rmse {name}" for name in data.fields.channel_names]
-            return dict(zip(names, errors, strict=True))
+            return numbers(rmse(forecasts, truth, weights))
 
         model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
         run.save_model(model)
         return forecast_all(accelerator, model, data, processor, loader, arguments.rollout)
 
+    def numbers(errors: np.ndarray) -> dict[str, float]:
+        """Those of the first lead, of errors (leads, channels)."""
+        one = errors.shape[1] == 1
+        names = ["rmse"] if one else [f"rmse {name}" for name in data.fields.channel_names]
+        return dict(zip(names, errors[0].tolist(), strict=True))
+
     model = AxialForDensePrediction(config)
-    num_parameters = model.num_parameters()
+    sizes = {OURS: model.num_parameters()}
     last, forecast, truth = train(run, model)
-    forecasts = {OURS: forecast}
+    forecasts, cpu_seconds = {OURS: forecast}, {OURS: run.cpu_seconds}
     if arguments.peer is not None:
         longer = training if arguments.peer_steps is None else replace(training, max_train_steps=arguments.peer_steps)
         peer_run = TrainingRun(longer, peer_arguments(run_arguments, arguments.peer))
         accelerator.print(f"Now the U-Net, in {peer_run.output_dir}.")
-        peer = unet_for(config, num_parameters)
-        _, forecasts[f"circular U-Net with {peer.num_parameters():,} parameters"], _ = train(peer_run, peer)
+        peer = unet_for(config, sizes[OURS])
+        name = f"circular U-Net with {peer.num_parameters():,} parameters"
+        _, forecasts[name], _ = train(peer_run, peer)
+        sizes[name], cpu_seconds[name] = peer.num_parameters(), peer_run.cpu_seconds
         peer_run.release()
 
     # ---- results ----
@@ -164,6 +171,7 @@ def main() -> None:
         scores = score_all(data, forecasts, last, truth, weights)
         titles = headings(data, arguments.rollout, training.weight_by_latitude)
         print(*score_lines(scores, titles), sep="\n")
+        write_results(output_dir, {name: numbers(errors) for name, errors in scores.items()}, sizes, cpu_seconds)
         draw_forecasts(output_dir / "predictions.png", data, forecast, truth, scores)
         write_model_card(output_dir, data, scores, titles, run_arguments.hub_model_id)
         if run_arguments.push_to_hub:

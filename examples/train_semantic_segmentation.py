@@ -15,7 +15,6 @@ the run. Needs the extra `segmentation`.
 
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,10 +24,12 @@ from typing import Literal
 import torch
 from grid_augmentation import RandomGridChanges
 from peers import peer_arguments
-from segmentation_data import BUILT_IN, FolderPairs, LabelledGrid, Nuclei, for_model, random_crops
+from results import OURS, write_results
+from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
 from segmentation_peer import unet_for
-from segmentation_report import OURS, draw_predictions, loading_lines, mean_iou, score_lines, write_model_card
-from segmentation_scores import otsu_map, predict, score_all
+from segmentation_report import draw_predictions, loading_lines, score_lines, write_model_card
+from segmentation_samples import BUILT_IN, IndianPines, Nuclei
+from segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
 from training_run import (
     RunArguments,
     TrainingArguments,
@@ -54,8 +55,10 @@ class DataArguments:
     config_name: str | None = described(
         None, "The model: a preset of configuration/models or a JSON file; its classes follow from the data."
     )
-    dataset_name: Literal["nuclei2d", "nuclei3d"] | None = described(
-        None, "Nuclei in a picture or in a volume, in stardist, one half to learn from and the other to measure on."
+    dataset_name: Literal["nuclei2d", "nuclei3d", "indian_pines"] | None = described(
+        None,
+        "Nuclei in a picture or in a volume, in stardist, one half to learn from and the other to measure on; or crops "
+        "in 200 wavelengths, in tensorly, in blocks to learn from and to measure on.",
     )
     train_image_dir: str | None = described(None, "Instead, a folder of pictures or arrays to learn from,")
     train_mask_dir: str | None = described(None, "one of their masks, files of the same names but for the endings,")
@@ -88,12 +91,19 @@ class DataArguments:
             raise ValueError(f"--{', --'.join(given)} must come with --{', --'.join(missing)}")
         check_at_least(1, self, "peer_steps")
         if self.dataset_name is not None and (self.label_names is not None or self.binary_masks):
-            raise ValueError("--label_names and --binary_masks are for folders; the nuclei have their own classes")
+            raise ValueError("--label_names and --binary_masks are for folders; built-in data have their own classes")
 
 
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
-    fold: int = described(0, "Of the nuclei: 0 learns from the left half, 1 from the right one.")
+    fold: int = described(
+        0, "Of the nuclei: 0 learns from the left half, 1 from the right one. Of the crops: a draw of blocks, 0 to 4."
+    )
+    validation_share: float = described(
+        0.0,
+        "Leave what is held out of nuclei or crops alone, and measure on this share of what is to learn from, to "
+        "choose settings by.",
+    )
     crop_size: str | None = described(
         None,
         "Pixels of a crop to learn from, whole patches: one number, or one for each axis with commas between. Default: "
@@ -111,8 +121,9 @@ class SegmentationTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.fold not in (0, 1):
-            raise ValueError(f"fold must be 0 or 1, got {self.fold}")
+        check_at_least(0, self, "fold")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share must be in [0, 1), got {self.validation_share}")
         check_at_least(1, self, "crops_per_grid")
 
 
@@ -135,11 +146,11 @@ def main() -> None:
             model, grid, processor, accelerator.device, tile, run_arguments.per_device_eval_batch_size
         )
 
-    def score(map_of: Callable[[LabelledGrid], torch.Tensor], grids: Sequence[LabelledGrid]) -> torch.Tensor:
+    def score(map_of: Callable[[LabelledGrid], torch.Tensor], grids: Sequence[LabelledGrid]) -> Scores:
         return score_all(map_of, grids, config.num_labels, config.semantic_loss_ignore_index, accelerator)
 
-    def train(run: TrainingRun, model: PreTrainedModel) -> torch.Tensor:
-        """Trains a model, saves it, and returns its IoU of each class."""
+    def train(run: TrainingRun, model: PreTrainedModel) -> Scores:
+        """Trains a model, saves it, and returns its scores."""
         run.load([number for number in range(len(data.train)) for _ in range(training.crops_per_grid)])
         share = accelerator.process_index, accelerator.num_processes
 
@@ -150,35 +161,39 @@ def main() -> None:
             return model(**for_model(batch, accelerator.device)).loss, len(numbers)
 
         def measure(model: torch.nn.Module) -> dict[str, float]:
-            ious = score(map_by(model), data.held_out)
-            of_classes = dict(zip(data.label_names, ious.tolist(), strict=True))
-            return {"mean_iou": mean_iou(ious)} | {f"iou {name}": iou for name, iou in of_classes.items()}
+            return score(map_by(model), data.held_out).by_name(data.label_names)
 
-        start, start_of_work = time.perf_counter(), time.process_time()
         model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
-        seconds, of_work = time.perf_counter() - start, time.process_time() - start_of_work
-        accelerator.print(f"It took {seconds:.0f} s, {of_work:.0f} s of work for the CPU.")
         run.save_model(model)
         return score(map_by(model), data.held_out)
 
     model = AxialForSemanticSegmentation(config)
-    num_parameters = model.num_parameters()
+    sizes = {OURS: model.num_parameters()}
     scores = {OURS: train(run, model)}
+    cpu_seconds = {OURS: run.cpu_seconds}
     if arguments.peer is not None:
         longer = training if arguments.peer_steps is None else replace(training, max_train_steps=arguments.peer_steps)
         peer_run = TrainingRun(longer, peer_arguments(run_arguments, arguments.peer))
         accelerator.print(f"Now the U-Net, in {peer_run.output_dir}.")
-        peer = unet_for(config, num_parameters)
-        scores[f"U-Net with {peer.num_parameters():,} parameters"] = train(peer_run, peer)
+        peer = unet_for(config, sizes[OURS])
+        name = f"U-Net with {peer.num_parameters():,} parameters"
+        scores[name] = train(peer_run, peer)
+        sizes[name], cpu_seconds[name] = peer.num_parameters(), peer_run.cpu_seconds
         peer_run.release()
     if config.num_labels == 2:
-        brighter = max((True, False), key=lambda brighter: score(partial(otsu_map, brighter=brighter), data.train)[1])
-        scores["Otsu's threshold"] = score(partial(otsu_map, brighter=brighter), data.held_out)
+        maps = [partial(otsu_map, brighter=brighter) for brighter in (True, False)]
+        best = max(maps, key=lambda map_of: score(map_of, data.train).ious[1])
+        scores["Otsu's threshold"] = score(best, data.held_out)
+    if config.num_channels > 1:
+        by_pixel = PixelClassifier(data.train, config.semantic_loss_ignore_index)
+        scores["logistic regression on single pixels"] = score(by_pixel, data.held_out)
 
     # ---- results ----
     if accelerator.is_main_process:
         processor.save_pretrained(output_dir)
         print(*score_lines(scores, data.label_names), sep="\n")
+        by_name = {who: its.by_name(data.label_names) for who, its in scores.items()}
+        write_results(output_dir, by_name, sizes, cpu_seconds)
         saved_model = AutoModelForSemanticSegmentation.from_pretrained(output_dir).to(accelerator.device)
         draw_predictions(
             output_dir / "predictions.png",
@@ -197,13 +212,16 @@ def main() -> None:
 
 def load_data(
     arguments: DataArguments, training: SegmentationTrainingArguments
-) -> tuple[AxialConfig, Nuclei | FolderPairs]:
+) -> tuple[AxialConfig, Nuclei | IndianPines | FolderPairs]:
     """The configuration of a model for the data, and these. `ValueError`: for what does not fit together."""
     config = load_preset(arguments.config_name)
     if not isinstance(config, AxialConfig):
         raise ValueError(f"{arguments.config_name} has no dense head: it has model_type={config.model_type!r}")
     if arguments.dataset_name is not None:
-        data = BUILT_IN[arguments.dataset_name](config, training.fold)
+        kind = BUILT_IN[arguments.dataset_name]
+        if training.fold >= kind.num_folds:
+            raise ValueError(f"{arguments.dataset_name} has the folds 0 to {kind.num_folds - 1}, got {training.fold}")
+        data = kind(config, training.fold, training.validation_share)
     else:
         names = None
         if arguments.label_names is not None:

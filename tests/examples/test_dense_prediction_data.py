@@ -17,7 +17,6 @@ from examples.dense_prediction_data import (
     check_grid,
     mean_by_season,
     read_fields,
-    sample_data_folder,
     split_by_time,
 )
 from modeling_axial import AxialConfig
@@ -69,7 +68,7 @@ def test_built_in_fields(name, shape, step, first, last):
 
 
 def test_a_changed_file_is_refused():
-    with pytest.raises(ValueError, match="ostia_monthly.nc is not the file of iris-sample-data 2.5.2"):
+    with pytest.raises(ValueError, match="ostia_monthly.nc is not that of iris-sample-data 2.5.2"):
         dataclasses.replace(BUILT_IN["sst"], sha256=hashlib.sha256(b"").hexdigest()).read(num_axes=2)
 
 
@@ -81,7 +80,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, package):
     )
     (tmp_path / "a.nc").touch()
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'modeling-axial\[fields\]'"):
-        sample_data_folder() if package == "iris_sample_data" else read_fields(tmp_path / "a.nc", 2)
+        BUILT_IN["sst"].read(2) if package == "iris_sample_data" else read_fields(tmp_path / "a.nc", 2)
 
 
 # Files

@@ -1,8 +1,5 @@
-"""Grids with masks: pairs of files of every kind, the nuclei, what is refused before training, crops for the model."""
+"""Grids with masks: pairs of files of every kind, what is refused before training, crops for the model."""
 
-import hashlib
-import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,11 +10,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from examples import segmentation_data
 from examples.segmentation_data import (
     FolderPairs,
-    Nuclei2d,
-    Nuclei3d,
     as_batch,
     for_model,
     paired_files,
@@ -25,8 +19,8 @@ from examples.segmentation_data import (
     read_array,
     stem_and_suffix,
 )
+from examples.segmentation_samples import Nuclei2d
 from modeling_axial import AxialConfig
-from tests.conftest import ROOT
 
 PICTURES = AxialConfig(image_size=[4, 6], patch_size=2, num_channels=1, num_labels=2)
 VOLUMES = AxialConfig(image_size=[4, 6, 2], patch_size=[2, 3, 1], num_channels=1, num_labels=2)
@@ -67,54 +61,6 @@ def test_names_without_endings():
     assert [stem_and_suffix(Path(name)) for name in ("a.b.NII.GZ", "a.png", "a", "a.b.tif", "x.nii")] == [
         *[("a.b", ".nii.gz"), ("a", ".png"), ("a", ""), ("a.b", ".tif"), ("x", ".nii")]
     ]
-
-
-# The nuclei
-
-
-@pytest.mark.parametrize(("kind", "shape"), [(Nuclei2d, (512, 512)), (Nuclei3d, (31, 61, 57))])
-def test_nuclei_are_cut_into_halves_that_share_nothing(kind, shape):
-    config = AxialConfig(image_size=[4] * len(shape), patch_size=[2] * len(shape), num_channels=1, num_labels=2)
-    folds = [kind(config, fold) for fold in (0, 1)]
-    for learnt, other in (folds, folds[::-1]):
-        (train,), (held_out,) = learnt.train, learnt.held_out
-        assert np.array_equal(train.values, other.held_out[0].values)
-        assert np.array_equal(held_out.labels, other.train[0].labels)
-    (left,), (right,) = folds[0].train, folds[0].held_out
-    assert (left.labels.shape[-1], right.labels.shape[-1]) == (shape[-1] // 2, shape[-1] - shape[-1] // 2)
-    whole = np.concatenate([left.values, right.values], -1)
-    assert whole.shape == (1, *shape) and set(np.unique(left.labels)) == {0, 1}
-    images = Path(importlib.util.find_spec("stardist").submodule_search_locations[0]) / "data" / "images"
-    assert np.array_equal(whole[0], tifffile.imread(images / kind.image))
-    assert (folds[0].trained_on, folds[0].measured_on) == (
-        f"the left half of {kind.image} in stardist",
-        f"the right half of {kind.image} in stardist",
-    )
-    processor = folds[0].make_processor(config)
-    assert processor.image_mean[0] == pytest.approx(left.values.mean(dtype=np.float64))
-
-
-def test_nuclei_are_found_without_importing_stardist():
-    code = "import sys\nsys.path.insert(0, 'examples')\nfrom segmentation_data import Nuclei2d\n"
-    code += "from modeling_axial import AxialConfig\nNuclei2d(AxialConfig(num_channels=1), 0)\n"
-    code += "print(*(name in sys.modules for name in ('tifffile', 'stardist', 'monai', 'nibabel')))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout.split() == ["True", "False", "False", "False"], run.stderr
-
-
-def test_other_nuclei_are_refused(monkeypatch, tmp_path):
-    write(tmp_path / "data" / "images" / "img2d.tif", numbers(3, 5))
-    found = hashlib.sha256((tmp_path / "data" / "images" / "img2d.tif").read_bytes()).hexdigest()
-    spec = importlib.util.spec_from_loader("stardist", None)
-    spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(segmentation_data.importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(ValueError, match=f"img2d.tif is another file than in stardist 0.9.2: .* {found}"):
-        Nuclei2d(PICTURES, 0)
-
-
-def test_a_model_of_other_axes_is_refused():
-    with pytest.raises(ValueError, match="img3d.tif has 3 axes; the model has 2"):
-        Nuclei3d(PICTURES, 0)
 
 
 # Folders
@@ -318,12 +264,6 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, package, name):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=rf"{package}: pip install 'modeling-axial\[segmentation\]'"):
         read_array(tmp_path / name)
-
-
-def test_missing_nuclei_are_named(monkeypatch):
-    monkeypatch.setattr(segmentation_data.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"stardist: pip install 'modeling-axial\[segmentation\]'"):
-        Nuclei2d(PICTURES, 0)
 
 
 # What the model gets

@@ -10,26 +10,26 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from examples.results import OURS
 from examples.segmentation_data import LabelledGrid
 from examples.segmentation_report import (
-    OURS,
     draw_predictions,
     loading_lines,
-    mean_iou,
     planes,
     score_lines,
     shown,
     write_model_card,
 )
-
-
-def test_the_mean_is_over_classes_that_are_there():
-    assert mean_iou(torch.tensor([0.5, math.nan, 1.0])) == 0.75
+from examples.segmentation_scores import Scores
 
 
 def test_a_line_for_each():
-    lines = score_lines({OURS: torch.tensor([0.5, 0.25]), "another": torch.tensor([math.nan, 1.0])}, ["ground", "cell"])
-    assert lines == ["IoU: mean, ground, cell", "0.3750 0.5000 0.2500  this model", "1.0000 nan 1.0000  another"]
+    scores = {OURS: Scores(0.75, torch.tensor([0.5, 0.25])), "another": Scores(1.0, torch.tensor([math.nan, 1.0]))}
+    assert score_lines(scores, ["ground", "cell"]) == [
+        "accuracy, IoU: mean, ground, cell",
+        "0.7500 0.3750 0.5000 0.2500  this model",
+        "1.0000 1.0000 nan 1.0000  another",
+    ]
 
 
 def test_planes_are_middle_slices():
@@ -40,7 +40,7 @@ def test_planes_are_middle_slices():
     assert np.array_equal(planes(grid[0])[0], grid[0]) and planes(grid[0, 0])[0].shape == (1, 7)
 
 
-@pytest.mark.parametrize(("channels", "colours"), [(1, ()), (2, ()), (3, (3,))])
+@pytest.mark.parametrize(("channels", "colours"), [(1, ()), (2, ()), (3, (3,)), (11, (3,))])
 def test_values_are_shown_from_0_to_1(channels, colours):
     views = shown(np.random.default_rng(0).integers(100, 5000, (channels, 3, 5, 7)))
     assert [view.shape for view in views] == [(5, 7, *colours), (3, 7, *colours), (3, 5, *colours)]
@@ -82,14 +82,15 @@ def test_model_card(tmp_path, name):
         pixels_of_shape="[:2]",
     )
     (tmp_path / name).mkdir()
-    scores = {OURS: torch.tensor([0.5, 0.25]), "another": torch.tensor([0.125, 1.0])}
+    scores = {OURS: Scores(0.75, torch.tensor([0.5, 0.25])), "another": Scores(0.5, torch.tensor([0.125, 1.0]))}
     write_model_card(tmp_path / name, data, scores, 3, None)
     card = ModelCard.load(tmp_path / name / "README.md")
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("cells, and others", "mean_iou", 0.375)
     assert "segmentation.py` on many cells.\n- Measured on few cells.\n" in card.text
     head = name.replace("|", "\\|")
-    assert f"| | mean | ground | {head} |\n|---|---:|---:|---:|\n| this model | 0.3750 | 0.5000 | 0.2500 |" in card.text
+    table = f"| | accuracy | mean | ground | {head} |\n|---|---:|---:|---:|---:|\n"
+    assert f"{table}| this model | 0.7500 | 0.3750 | 0.5000 | 0.2500 |" in card.text
     (code,) = [part.removeprefix("python\n") for part in card.text.split("```") if part.startswith("python\n")]
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     opened = [ast.literal_eval(call.args[0]) for call in calls if getattr(call.func, "attr", "") == "from_pretrained"]

@@ -1,5 +1,6 @@
 """How well a grid is cut into classes: intersection over union, Otsu's threshold, whole grids and tiles."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from examples.segmentation_data import LabelledGrid, Nuclei2d, Nuclei3d
-from examples.segmentation_scores import otsu_map, predict, score_all
+from examples.segmentation_data import LabelledGrid
+from examples.segmentation_samples import Nuclei2d, Nuclei3d
+from examples.segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 from modeling_axial.grid_processing_axial import AxialGridProcessor
 
@@ -60,8 +62,30 @@ def test_scores_equal_the_slow_ones(ignore_index):
     }
     scores = score_all(lambda grid: maps[id(grid)], grids, 4, ignore_index, Accelerator(cpu=True))
     for label in {0, 1, 2} - {ignore_index}:
-        assert scores[label].item() == pytest.approx(slow_iou(maps.values(), grids, label, ignore_index), abs=1e-6)
-    assert scores[3].isnan()  # neither there nor predicted
+        assert scores.ious[label].item() == pytest.approx(slow_iou(maps.values(), grids, label, ignore_index), abs=1e-6)
+    assert scores.ious[3].isnan()  # neither there nor predicted
+    counted = [grid.labels != ignore_index for grid in grids]
+    right = [(maps[id(grid)].numpy() == grid.labels)[where] for grid, where in zip(grids, counted, strict=True)]
+    assert scores.accuracy == pytest.approx(np.concatenate(right).mean(), abs=1e-6)
+
+
+def test_the_mean_is_over_classes_that_are_there():
+    scores = Scores(0.625, torch.tensor([0.5, math.nan, 1.0]))
+    assert scores.mean_iou == 0.75
+    assert list(scores.by_name("abc")) == ["accuracy", "mean_iou", "iou a", "iou b", "iou c"]
+    assert scores.numbers()[:3] == list(scores.by_name("abc").values())[:3] == [0.625, 0.75, 0.5]
+
+
+def test_a_rule_on_single_pixels():
+    """It learns from pixels that count alone, and finds classes by all channels."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 3, (20, 30))
+    values = np.stack([1.0 * (labels == 0), 100.0 * (labels == 1)]) + draw.normal(scale=0.1, size=(2, 20, 30))
+    learnt = labels.copy()
+    learnt[:, 10:] = 7
+    rule = PixelClassifier([LabelledGrid("grid", values, learnt)], ignore_index=7)
+    found = rule(LabelledGrid("grid", values, labels))
+    assert found.shape == (20, 30) and (found.numpy() == labels).mean() > 0.99
 
 
 def test_processes_share_the_work():
@@ -103,7 +127,7 @@ def test_whole_grids(shape):
 def test_otsu_on_nuclei(data, fold, iou):
     config = AxialConfig(patch_size=[2] * data.num_axes, image_size=[4] * data.num_axes)
     scores = score_all(lambda grid: otsu_map(grid, True), data(config, fold).held_out, 2, 255, Accelerator(cpu=True))
-    assert scores[1].item() == pytest.approx(iou, abs=5e-4)
+    assert scores.ious[1].item() == pytest.approx(iou, abs=5e-4)
 
 
 @pytest.mark.parametrize(("shape", "tile"), [((14, 10), (6, 8)), ((4, 14, 10), (8, 8, 8))])

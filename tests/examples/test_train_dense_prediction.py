@@ -81,6 +81,7 @@ def test_metrics_scores_and_card(unbroken):
     measured = [line for line in lines if "rmse wind" in line]
     assert [line["step"] for line in measured] == [7, 9]
     assert "fields.nc, measured on the last 8 steps, held out.\n" in printed
+    results = json.loads((folder / "results.json").read_text())
     titles = re.findall(r"^RMSE of (\w+.*), 1, 2, 3 months ahead$", printed, re.MULTILINE)
     how = "weighted by the cosine of the latitude"
     assert titles == [f"temperature in K, {how}", f"wind, {how}"]
@@ -91,6 +92,9 @@ def test_metrics_scores_and_card(unbroken):
         assert [row[3] for row in rows] == ["this model", rows[1][3], *names]
         assert rows[1][3].startswith("circular U-Net with ")
         assert float(rows[0][0]) == pytest.approx(measured[-1][f"rmse {name}"], rel=1e-3)
+        for first, _, _, who in rows:
+            assert float(first) == pytest.approx(results["scores"][who][f"rmse {name}"], rel=1e-3)
+    assert list(results["trained"]) == ["this model", rows[1][3]]
     card = ModelCard.load(folder / "README.md")
     assert card.data.eval_results[0].metric_value == pytest.approx(measured[-1]["rmse temperature"], abs=1e-6)
     assert "22 steps, 1999-11 to 2001-08" in card.text and "held out: 2001-09 to 2002-04" in card.text

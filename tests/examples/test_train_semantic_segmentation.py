@@ -127,7 +127,7 @@ def unbroken(inputs, tmp_path_factory):
 
 
 def table(printed):
-    """{who: [mean, IoU of each class]} as the script has printed them."""
+    """{who: [accuracy, mean IoU, IoU of each class]} as the script has printed them."""
     lines = printed[printed.index("IoU: mean, ") :].splitlines()[1:]
     found = [re.fullmatch(r"((?:[\d.]+ )+) (.*)", line) for line in lines]
     return {match[2]: list(map(float, match[1].split())) for match in found if match}
@@ -142,13 +142,18 @@ def test_metrics_picture_and_card(unbroken, name):
     evaluations = [line for line in lines if "mean_iou" in line]
     assert [line["step"] for line in evaluations] == {"pictures": [4, 8, 9], "volumes": [2, 4, 6]}[name]
     classes = {"pictures": ["background", "foreground"], "volumes": ["ground", "cell"]}[name]
-    measured = [evaluations[-1][key] for key in ("mean_iou", *(f"iou {label}" for label in classes))]
+    measured = [evaluations[-1][key] for key in ("accuracy", "mean_iou", *(f"iou {label}" for label in classes))]
     scores = table(printed)
     assert scores["this model"] == pytest.approx(measured, abs=1e-4)
-    assert measured[0] == pytest.approx(sum(measured[1:]) / 2)
-    assert scores["Otsu's threshold"][0] > 0.95  # these data are easy for it
+    assert measured[1] == pytest.approx(sum(measured[2:]) / 2)
+    assert scores["Otsu's threshold"][1] > 0.95  # these data are easy for it
     (result,) = ModelCard.load(folder / "README.md").data.eval_results
-    assert (result.metric_type, result.metric_value) == ("mean_iou", pytest.approx(measured[0], abs=1e-6))
+    assert (result.metric_type, result.metric_value) == ("mean_iou", pytest.approx(measured[1], abs=1e-6))
+    results = json.loads((folder / "results.json").read_text())
+    for who, its in results["scores"].items():
+        assert list(its.values()) == pytest.approx(scores[who], abs=1e-4)
+    trained = [who for who in scores if who == "this model" or "U-Net" in who]
+    assert list(results["trained"]) == trained and all(its["cpu_seconds"] > 0 for its in results["trained"].values())
     with Image.open(folder / "predictions.png") as picture:
         assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(2**24)) > 30
 
@@ -164,7 +169,7 @@ def test_the_peer_is_trained_likewise(unbroken):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     measured = [line["mean_iou"] for line in lines if "mean_iou" in line][-1]
     ((who, scores),) = [item for item in table(printed).items() if "U-Net" in item[0]]
-    assert scores[0] == pytest.approx(measured, abs=1e-4)
+    assert scores[1] == pytest.approx(measured, abs=1e-4)
     size = int(re.fullmatch(r"U-Net with ([\d,]+) parameters", who)[1].replace(",", ""))
     ours = train_semantic_segmentation.AxialForSemanticSegmentation.from_pretrained(folder).num_parameters()
     assert abs(size - ours) <= 0.05 * ours
@@ -298,7 +303,7 @@ def test_numbers_per_axis():
         ([*NUCLEI, "--binary_masks"], "are for folders"),
         ([*NUCLEI, "--dataset_name=nuclei3d"], "img3d.tif has 3 axes; the model has 2"),
         ([*NUCLEI, "--config_name=digits_autoregressive"], "has no dense head"),
-        ([*NUCLEI, "--fold=2"], "fold must be 0 or 1, got 2"),
+        ([*NUCLEI, "--fold=2"], "nuclei2d has the folds 0 to 1, got 2"),
         ([*NUCLEI, "--crops_per_grid=0"], "crops_per_grid must be at least 1"),
         ([*NUCLEI, "--peer_steps=0"], "peer_steps must be at least 1"),
         ([*NUCLEI, "--crop_size=30"], r"crop_size=\(30, 30\) must be whole patches"),

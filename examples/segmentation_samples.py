@@ -1,0 +1,143 @@
+"""Grids with a class for each pixel that are part of packages, which are not imported."""
+
+import numpy as np
+from packaged_files import Package
+from segmentation_data import LabelledGrid, fitted_processor, read_tiff
+
+from modeling_axial import AxialConfig
+from modeling_axial.grid_processing_axial import AxialGridProcessor
+
+STARDIST = Package("stardist", "0.9.2", "stardist", "segmentation")
+TENSORLY = Package("tensorly", "0.10.0", "tensorly", "segmentation")
+
+
+class Nuclei:
+    """
+    Nuclei of cells in fluorescence microscopy, and what lies between them, in one grid of the package stardist, which
+    is cut into halves along its last axis: one to learn from, the other to measure on. With a `validation_share`, that
+    one is left alone, and the last rows of the first are measured on. The package is not imported.
+
+    Raises:
+        `ModuleNotFoundError`: without stardist, or without tifffile.
+        `ValueError`: for files that are other ones, and a model that is not made for such grids.
+    """
+
+    hub_id, license, notes = "stardist", "bsd-3-clause", ()
+    label_names = ("background", "nucleus")
+    what_is_taken, num_channels = "An array without channels", 1
+    num_folds = 2
+    num_axes: int
+    image: str
+    sha256: dict[str, str]
+
+    def __init__(self, config: AxialConfig, fold: int, validation_share: float = 0.0):
+        if config.num_axes != self.num_axes:
+            raise ValueError(f"{self.image} has {self.num_axes} axes; the model has {config.num_axes}")
+        values, mask = (read_tiff(STARDIST.file(f"data/images/{name}", sha)) for name, sha in self.sha256.items())
+        labels = (mask > 0).astype(np.uint8)  # a mask numbers the nuclei
+        middle = values.shape[-1] // 2
+        halves = [
+            LabelledGrid(f"the {side} half", values[None, ..., part], labels[..., part])
+            for side, part in (("left", slice(middle)), ("right", slice(middle, None)))
+        ]
+        train, held_out = halves[fold], halves[1 - fold]
+        if validation_share > 0:
+            train, held_out = last_rows_apart(train, validation_share)
+        self.train, self.held_out = [train], [held_out]
+        self.pixels_of_shape = f"[-{self.num_axes}:]"
+        self.trained_on, self.measured_on = (f"{grid.name} of {self.image} in stardist" for grid in (train, held_out))
+        self.name = self.measured_on
+
+    def make_processor(self, config: AxialConfig) -> AxialGridProcessor:
+        return fitted_processor(self.train, config)
+
+
+def last_rows_apart(grid: LabelledGrid, share: float) -> tuple[LabelledGrid, LabelledGrid]:
+    """A grid cut in two along its first axis, `share` of its rows in the second part, and one row at least in each."""
+    rows = len(grid.labels)
+    first = min(max(1, round(rows * (1 - share))), rows - 1)
+    return (
+        LabelledGrid(f"the first rows of {grid.name}", grid.values[:, :first], grid.labels[:first]),
+        LabelledGrid(f"the last rows of {grid.name}", grid.values[:, first:], grid.labels[first:]),
+    )
+
+
+class Nuclei2d(Nuclei):
+    """512 x 512 pixels, a fifth of them nuclei, of the Data Science Bowl 2018 (Caicedo et al. 2019)."""
+
+    num_axes, image = 2, "img2d.tif"
+    sha256 = {
+        "img2d.tif": "f9ccc1571b92c861ff87e28463068b43f61bd47357ed0503f711e5cd1eb97750",
+        "mask2d.tif": "59ad5e820b7982ca9d13e946fa6e7f64e2714899e00a2ae6c69aa79aad53d46f",
+    }
+
+
+class Nuclei3d(Nuclei):
+    """31 x 61 x 57 voxels of synthetic nuclei."""
+
+    num_axes, image = 3, "img3d.tif"
+    sha256 = {
+        "img3d.tif": "f5626d500c7a738cd321698f43df36e2ac149d98456579c5cbcf8af48c7253e8",
+        "mask3d.tif": "a2ff51b712941a90cf3a5628b11f04f5d7fa3f29c808c065d3be6ff938b215a1",
+    }
+
+
+class IndianPines:
+    """
+    A field of crops and woods from the air, in 200 wavelengths (AVIRIS, Baumgardner et al. 2015, CC BY 3.0): 145 x 145
+    pixels, half of them with one of 16 classes, in the package tensorly. In blocks of 5 x 5 pixels, a tenth of which
+    are to learn from, and the others to measure on: `fold` numbers the draws. All is one grid, where the pixels of
+    other blocks do not count, so that a model sees what lies around, as it would with a field of its own. With a
+    `validation_share`, so many of the blocks to learn from are measured on, and the others left alone.
+
+    Raises:
+        `ModuleNotFoundError`: without tensorly.
+        `ValueError`: for files that are other ones, and a model that is not made for such grids.
+    """
+
+    hub_id, license, notes = "tensorly", "cc-by-3.0", ()
+    label_names = (
+        *("alfalfa", "corn-notill", "corn-mintill", "corn", "grass-pasture", "grass-trees", "grass-pasture-mowed"),
+        *("hay-windrowed", "oats", "soybean-notill", "soybean-mintill", "soybean-clean", "wheat", "woods"),
+        *("buildings-grass-trees-drives", "stone-steel-towers"),
+    )
+    what_is_taken, pixels_of_shape, num_channels = "An array with the wavelengths as channels, first", "[-2:]", 200
+    num_folds, block, share_to_learn = 5, 5, 0.1
+    sha256 = {
+        "Indian_pines_corrected.npy": "8f038e4d81569e38ebfc72a15c9984c150de42580ab260be10a13442e912e451",
+        "Indian_pines_gt.npy": "44610d21625b311b05b8e0c4ba9a6cc755c2fbb9df48e4d89419024aa6ad3f9d",
+    }
+
+    def __init__(self, config: AxialConfig, fold: int, validation_share: float = 0.0):
+        if config.num_axes != 2:
+            raise ValueError(f"Indian Pines has 2 axes; the model has {config.num_axes}")
+        values, classes = (np.load(TENSORLY.file(f"datasets/data/{name}", sha)) for name, sha in self.sha256.items())
+        learnt, measured = self._blocks(classes, fold, validation_share)
+        ignored = config.semantic_loss_ignore_index
+        labels = classes.astype(np.int64) - 1  # 0 are pixels of no class
+        self.train, self.held_out = (
+            [LabelledGrid(which, values.transpose(2, 0, 1), np.where(part & (classes > 0), labels, ignored))]
+            for which, part in (("blocks to learn from", learnt), ("other blocks", measured))
+        )
+        of_blocks = f"of {self.block} x {self.block} pixels of Indian Pines in tensorly, draw {fold}"
+        self.trained_on = f"{round(100 * self.share_to_learn)} % of the blocks {of_blocks}"
+        self.measured_on = f"{'those set apart to choose settings' if validation_share else 'the others'} {of_blocks}"
+        self.name = "Indian Pines"
+
+    def _blocks(self, classes: np.ndarray, fold: int, validation_share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Boolean (rows, columns): which pixels lie in blocks to learn from, and in blocks to measure on."""
+        rows, columns = (np.arange(length) // self.block for length in classes.shape)
+        numbers = rows[:, None] * (columns[-1] + 1) + columns
+        drawn = np.random.default_rng(fold).permutation(np.unique(numbers[classes > 0]))
+        count = round(self.share_to_learn * len(drawn))
+        learnt, others = drawn[:count], drawn[count:]
+        if validation_share:
+            apart = min(max(1, round(count * validation_share)), count - 1)
+            learnt, others = learnt[apart:], learnt[:apart]
+        return np.isin(numbers, learnt), np.isin(numbers, others)
+
+    def make_processor(self, config: AxialConfig) -> AxialGridProcessor:
+        return fitted_processor(self.train, config)
+
+
+BUILT_IN = {"nuclei2d": Nuclei2d, "nuclei3d": Nuclei3d, "indian_pines": IndianPines}
