@@ -38,6 +38,7 @@ rounding of streams adds up on the way back. What moves an output less, or in fe
 Python counter, which counts twice) is not noticed, nor is any such state if the output is a DTensor.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -222,7 +223,8 @@ class _Call:
     """One call of f or g: runs it in forward, and again, under the same conditions, in backward."""
 
     def __init__(self, function: Residual, outputs: "_Outputs") -> None:
-        modules = _modules(function)
+        inner = inspect.unwrap(function)
+        modules = _modules(inner)
         for module in modules:
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
                 raise ValueError(
@@ -230,7 +232,7 @@ class _Call:
                     "without running statistics, put it in eval mode, or use TwoStream"
                 )
         self.function, self.outputs = function, outputs
-        self.state = _State(function, modules)
+        self.state = _State(inner, modules)
         self.marks: list[tuple] = []  # of the tensors saved in forward, in order
         self.restored: dict[int, Tensor] = {}  # those tensors, from when function runs again until autograd takes them
 

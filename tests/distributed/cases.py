@@ -1,0 +1,227 @@
+"""Models of which one axis is split over ranks, beside the same on one process; what ranks run for the tests here."""
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+from modeling_axial import (
+    AxialBackbone,
+    AxialConfig,
+    AxialForDensePrediction,
+    AxialForImageClassification,
+    AxialForMaskedImageModeling,
+    AxialForSemanticSegmentation,
+    AxialModel,
+)
+from modeling_axial.distributed import shard_axis
+from modeling_axial.reversible import TwoStream
+
+PATCHES = {2: (2, 1), 3: (1, 2, 1)}
+# Grids whose axes are shorter than there are ranks, leave a remainder, or have one cell.
+GRIDS = {2: ((5, 3), (7, 2), (2, 11), (1, 5)), 3: ((3, 2, 5), (2, 5, 3), (1, 3, 2))}
+
+# What is special about a model: fields of its configuration.
+FEATURES: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "rotary": {"position_embedding": "rotary"},
+    "relative": {"position_embedding": "relative"},
+    "two kinds of position": {"position_embedding": "learned+rotary", "use_qk_norm": True},
+    "none": {"position_embedding": "none", "feed_forward": "gated_mlp"},
+    "induced": {"num_inducing_points": 3},
+    "windowed": {"attention_window": 1, "position_embedding": "relative"},
+    "periodic": {"periodic": True, "position_embedding": "learned+rotary"},
+    "windowed and periodic": {"periodic": True, "attention_window": 1, "position_embedding": "relative"},
+    "convolution": {"feed_forward": "convolution"},
+    "convolution, periodic": {"feed_forward": "convolution", "periodic": True},
+    "layer scale": {"layer_scale_init_value": 0.5},
+    "pooling by attention": {"pooling": "attention", "num_pooling_seeds": 2},
+    "reversible": {"reversible": True},
+    "reversible, rotary, convolution": {"reversible": True, "feed_forward": "convolution"},
+    "stored streams": {"reversible": True},
+}
+MODES = ("sequential", "sum", "split", "alternating")
+POSITIONS = ("counted", "given", "of samples")
+HEADS = ("trunk", "trunk", "classifier", "backbone", "segmentation", "pyramid", "masked", "prediction")
+
+
+class Case(NamedTuple):
+    feature: str
+    mode: str
+    native: tuple[int, ...]  # grid of the configuration
+    grid: tuple[int, ...]  # that runs
+    axis: int
+    world_size: int
+    head: str
+    masked: bool
+    positions: str
+    checkpointing: str | None  # "reentrant", "not reentrant" or None
+    training: bool
+    passes: int  # forward passes before their backward
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self._asdict().items())
+
+
+def make_case(number: int, world_sizes: tuple[int, ...]) -> Case:
+    """Any number makes a case; as many as there are features make each of them."""
+    draw = random.Random(number)
+    axes = draw.choice((2, 2, 3))
+    native, grid = draw.choice(GRIDS[axes]), draw.choice(GRIDS[axes])
+    return Case(
+        feature=list(FEATURES)[number % len(FEATURES)],
+        mode=draw.choice(MODES),
+        native=native,
+        grid=draw.choice((native, grid)),
+        axis=draw.choice([axis for axis in range(axes) if native[axis] > 1]),
+        world_size=draw.choice(world_sizes),
+        head=draw.choice(HEADS),
+        masked=draw.random() < 0.5,
+        positions=draw.choice(POSITIONS),
+        checkpointing=draw.choice((None, None, "reentrant", "not reentrant")),
+        training=draw.random() < 0.7,
+        passes=draw.choice((1, 1, 2)),
+    )
+
+
+def configuration(case: Case) -> AxialConfig:
+    patch = PATCHES[len(case.native)]
+    fields = {
+        "image_size": [cells * size for cells, size in zip(case.native, patch, strict=True)],
+        "patch_size": list(patch),
+        "num_channels": 2,
+        "hidden_size": 12,
+        "num_attention_heads": len(case.native),
+        "head_dim": 4,
+        "intermediate_size": 7,
+        "num_hidden_layers": len(case.native),
+        "attention_mode": case.mode,
+        "num_labels": 3,
+        "dense_head": "pyramid" if case.head == "pyramid" else "linear",
+    }
+    return AxialConfig(**fields | FEATURES[case.feature])
+
+
+MODELS: dict[str, Callable[[AxialConfig], Any]] = {
+    "trunk": AxialModel,
+    "classifier": AxialForImageClassification,
+    "backbone": AxialBackbone,
+    "segmentation": AxialForSemanticSegmentation,
+    "pyramid": AxialForSemanticSegmentation,
+    "masked": AxialForMaskedImageModeling,
+    "prediction": AxialForDensePrediction,
+}
+
+
+def make_model(case: Case) -> Any:
+    """In float64, with weights so large that every part shows in the output."""
+    torch.manual_seed(0)
+    model = MODELS[case.head](configuration(case)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, dtype=torch.float64))
+    if case.feature == "stored streams":
+        getattr(model, "axial", model).executor_class = TwoStream
+    if case.checkpointing is not None:
+        model.activation_checkpointing_enable({"use_reentrant": case.checkpointing == "reentrant"})
+    return model.train(case.training)
+
+
+def make_inputs(case: Case, number: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(number)
+    batch, grid, axes = 2, case.grid, range(len(case.grid))
+    pixels = [cells * size for cells, size in zip(grid, PATCHES[len(grid)], strict=True)]
+    inputs: dict[str, Any] = {
+        "pixel_values": torch.randn(batch, 2, *pixels, dtype=torch.float64, generator=generator).requires_grad_()
+    }
+    if case.masked:
+        inputs["attention_mask"] = torch.rand(batch, *grid, generator=generator) < 0.7
+    if case.positions != "counted":
+        samples = () if case.positions == "given" else (batch,)
+        inputs["position_ids"] = [
+            3 * torch.rand(*samples, cells, generator=generator, dtype=torch.float64) for cells in grid
+        ]
+        if FEATURES[case.feature].get("periodic"):
+            # Of the first axis the grid is a part only.
+            inputs["position_period"] = [float(cells + (axis == 0)) for axis, cells in zip(axes, grid, strict=True)]
+    if case.head == "classifier":
+        inputs["labels"] = torch.randint(3, (batch,), generator=generator)
+    elif case.head in ("segmentation", "pyramid"):
+        inputs["labels"] = torch.randint(3, (batch, *pixels), generator=generator)
+    elif case.head == "masked":
+        inputs["bool_masked_pos"] = torch.rand(batch, *grid, generator=generator) < 0.4
+    elif case.head == "prediction":
+        inputs["labels"] = torch.randn(batch, 1, *pixels, generator=generator, dtype=torch.float64)
+    if case.head in ("trunk", "backbone"):
+        inputs["output_hidden_states"] = True
+    return inputs
+
+
+def tensors_of(outputs: Any) -> list[torch.Tensor]:
+    """All that a model returns, tuples taken apart."""
+    values = [value for entry in outputs.values() for value in (entry if isinstance(entry, tuple) else (entry,))]
+    return [value for value in values if value is not None]
+
+
+def loss_of(outputs: Any) -> torch.Tensor:
+    """A number to which every output counts, each cell differently."""
+    terms = []
+    for tensor in tensors_of(outputs):
+        weights = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+        terms.append((tensor * weights).tanh().mean())
+    return torch.stack(terms).sum()
+
+
+def run(model: nn.Module, case: Case) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The outputs of all passes, and the gradients of their pixels; those of the parameters stay in `.grad`."""
+    inputs = [make_inputs(case, number) for number in range(case.passes)]
+    outputs = [model(**each) for each in inputs]
+    torch.stack([loss_of(each) for each in outputs]).sum().backward()
+    return [tensor for each in outputs for tensor in tensors_of(each)], [each["pixel_values"].grad for each in inputs]
+
+
+def relative_error(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """Of each tensor, the largest; of one that is zero but for rounding, as of keys' biases, relative to all."""
+    scale = torch.stack([tensor.norm() for tensor in theirs]).norm()
+    errors = [
+        (one - other).norm() / (scale if other.norm() < 1e-12 * scale else other.norm())
+        for one, other in zip(ours, theirs, strict=True)
+        if other.numel()
+    ]
+    return torch.stack(errors).max().item()
+
+
+def gradients_of(model: nn.Module) -> list[torch.Tensor]:
+    """The gradients of those parameters that have one."""
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def average(gradients: list[torch.Tensor], group: dist.ProcessGroup) -> None:
+    for gradient in gradients:
+        dist.all_reduce(gradient, group=group)
+        gradient /= dist.get_world_size(group)
+
+
+def errors_of_case(case: Case, mesh: DeviceMesh) -> tuple[float, float]:
+    """Of the outputs, and of the gradients, against one process; called on the ranks of the mesh."""
+    plain = make_model(case)
+    expected, expected_pixels = run(plain, case)
+    split = shard_axis(make_model(case), mesh, case.axis)
+    group = mesh.get_group()
+    wrapped = DistributedDataParallel(split, process_group=group)
+    with wrapped.no_sync():  # averaged here: DDP itself refuses reentrant checkpointing, and two passes at once
+        outputs, pixels = run(wrapped, case)
+    gradients = gradients_of(split) + pixels
+    average(gradients, group)
+    return relative_error(outputs, expected), relative_error(gradients, gradients_of(plain) + expected_pixels)
+
+
+def meshes(world_sizes: tuple[int, ...]) -> dict[int, DeviceMesh]:
+    """Of the first ranks, so many; made by all ranks, whether they are of the mesh or not."""
+    return {size: DeviceMesh("cpu", list(range(size))) for size in world_sizes}
