@@ -133,4 +133,5 @@ def with_neighbours(states: Tensor, dim: int, sizes: list[int], wraps: bool, gro
     before, behind = wanted[rank]
     first = nothing if before is None else received[before[0]].narrow(dim, 0, 1)
     last = nothing if behind is None else received[behind[0]].narrow(dim, counts[behind[0]] - 1, 1)
-    return torch.cat([first, states, last], dim)
+    # Also where none are fetched the result hangs on the exchange, so that all ranks take part in its way back.
+    return torch.cat([first, states, last, received[rank].narrow(dim, 0, 0)], dim)
