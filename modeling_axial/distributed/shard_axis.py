@@ -30,9 +30,11 @@ from ..axis_module import AxisModule
 from ..feed_forward import AxialConvolutionFeedForward, AxialGatedMLP, AxialMLP
 from ..layer_context import LayerContext
 from ..modeling_axial import AxialModel
+from ..modeling_axial_decoder import AxialForCausalImageModeling
 from ..residual_updates import DropPath
 from ..reversible import OneStream, Residual, TwoStream
 from .agreement import arguments_in_words, check_agreement
+from .shared_draws import SharedDraws
 from .switching import gather, shard_sizes, shard_slice, switch, with_neighbours
 
 Executor = type[OneStream] | type[TwoStream]
@@ -358,14 +360,16 @@ def shard_axis(model: Model, mesh: DeviceMesh, axis: int | None = None, timeout:
             raise ValueError(
                 f"{type(trunk).__name__} has a grid of one axis, and none to split in its attention: split the batch."
             )
-    check = CallCheck(mesh, timeout)
+    handles = [model.register_forward_pre_hook(CallCheck(mesh, timeout), with_kwargs=True)]
+    if isinstance(model, AxialForCausalImageModeling):
+        handles += SharedDraws(model, trunks, mesh).handles
     for trunk in trunks:
         # A decoder may have one axis more than its encoder, in front.
         own_axis = axis - len(grid_shape) + len(trunk.config.axes)
         if own_axis >= 0:
-            trunk.executor_class = sharded(trunk.executor_class, TrunkSplit(trunk, mesh, own_axis))
-    handle = model.register_forward_pre_hook(check, with_kwargs=True)
-    next(filter(is_split, trunks)).executor_class.split.handles.append(handle)
+            split = TrunkSplit(trunk, mesh, own_axis)
+            split.handles += handles  # which may be removed more than once
+            trunk.executor_class = sharded(trunk.executor_class, split)
     if hasattr(model, "generate"):
         model.generate = refuse_to_generate  # pyrefly: ignore[bad-argument-type]
     return model

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from modeling_axial import (
     AxialBackbone,
     AxialConfig,
+    AxialDecoderConfig,
+    AxialForCausalImageModeling,
     AxialForDensePrediction,
     AxialForImageClassification,
     AxialForMaskedImageModeling,
@@ -221,6 +223,87 @@ def errors_of_case(case: Case, mesh: DeviceMesh) -> tuple[float, float]:
     gradients = gradients_of(split) + pixels
     average(gradients, group)
     return relative_error(outputs, expected), relative_error(gradients, gradients_of(plain) + expected_pixels)
+
+
+class DecoderCase(NamedTuple):
+    channel_order: str
+    axis: int  # of its grid, of which the channels are the first where they are nested
+    reversible: bool
+    checkpointed: bool
+    training: bool
+    world_size: int
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self._asdict().items())
+
+
+DECODER_CASES = [
+    DecoderCase("slices", 1, False, False, True, 2),
+    DecoderCase("slices", 0, True, False, True, 3),
+    DecoderCase("slices", 0, False, False, False, 2),
+    DecoderCase("nested", 2, True, True, True, 3),
+    DecoderCase("nested", 0, False, False, True, 2),
+]
+
+
+def run_decoder(model: nn.Module, parameters: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What a decoder gives, and the gradients of `parameters`, which may be without its wrapper."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = model(
+        torch.randint(7, (3, 2, 4, 5), generator=generator),
+        class_labels=torch.randint(2, (3,), generator=generator),
+        condition=torch.randn(3, 1, 4, 5, generator=generator, dtype=torch.float64),
+        output_hidden_states=True,
+    )
+    outputs.loss.backward()
+    return tensors_of(outputs), gradients_of(parameters)
+
+
+def make_decoder(case: DecoderCase) -> AxialForCausalImageModeling:
+    torch.manual_seed(0)
+    config = AxialDecoderConfig(
+        image_size=[4, 5],
+        num_channels=2,
+        vocab_size=7,
+        hidden_size=8,
+        num_attention_heads=2,
+        num_outer_layers=1,
+        num_inner_layers=1,
+        num_exterior_layers=1,
+        channel_order=case.channel_order,
+        num_classes=2,
+        class_dropout_prob=0.5,
+        num_condition_channels=1,
+        position_embedding="learned+relative",
+        reversible=case.reversible,
+    )
+    model = AxialForCausalImageModeling(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, dtype=torch.float64))
+    if case.checkpointed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model.train(case.training)
+
+
+def errors_of_decoder(case: DecoderCase, mesh: DeviceMesh) -> tuple[float, float]:
+    """As `errors_of_case`; the ranks come with random states of their own, and draw what the first of them would."""
+    plain, split, group = make_decoder(case), shard_axis(make_decoder(case), mesh, case.axis), mesh.get_group()
+    torch.manual_seed(1)
+    torch.manual_seed(int(torch.randint(2**62, (1,))))
+    expected = run_decoder(plain, plain)
+    torch.manual_seed(1 + dist.get_rank())
+    wrapped = DistributedDataParallel(split, process_group=group)
+    with wrapped.no_sync():
+        ours = run_decoder(wrapped, split)
+    draws = torch.rand(3)
+    torch.manual_seed(1 + dist.get_rank())
+    if case.training:
+        torch.randint(2**62, (1,))
+    assert torch.equal(draws, torch.rand(3)), "each rank goes on with its own random state"
+    average(ours[1], group)
+    return relative_error(ours[0], expected[0]), relative_error(ours[1], expected[1])
 
 
 def meshes(world_sizes: tuple[int, ...]) -> dict[int, DeviceMesh]:
