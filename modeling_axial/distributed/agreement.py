@@ -17,12 +17,20 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 CHUNK_SIZE = 2**20  # numbers that are looked at together, so that a large tensor needs no second one
 
 
+def scattered(count: int, device: torch.device) -> Tensor:
+    """1, 2, ..., mixed to int64 without a pattern (SplitMix64, Steele et al. 2014): alike on all kinds of devices."""
+    mixed = torch.arange(1, count + 1, device=device) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return mixed ^ (mixed >> 31)
+
+
 def checksum(tensor: Tensor) -> int:
     """A number of all bits of a tensor and of their order."""
     flat = tensor.detach().reshape(-1)
     flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
     bits = flat.contiguous().view(INTEGERS[flat.element_size()])
-    places = torch.arange(1, min(len(bits), CHUNK_SIZE) + 1, device=bits.device)
+    places = scattered(min(len(bits), CHUNK_SIZE), bits.device)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for chunk in bits.split(CHUNK_SIZE):
         total = 31 * total + (chunk * places[: len(chunk)]).sum()  # int64, which wraps around

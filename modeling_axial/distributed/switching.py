@@ -58,7 +58,8 @@ class AllReduce(torch.autograd.Function):
 def exchange(pieces: list[Tensor], shapes: list[torch.Size], group: dist.ProcessGroup) -> list[Tensor]:
     """`pieces[r]` goes to rank r; returns what came from each rank, of the `shapes` that are on their way."""
     send_sizes, receive_sizes = [piece.numel() for piece in pieces], [shape.numel() for shape in shapes]
-    sent = torch.cat([piece.reshape(-1) for piece in pieces])
+    # Columns: vectors without numbers torch.cat leaves out, and with them the second derivatives of all ranks.
+    sent = torch.cat([piece.reshape(-1, 1) for piece in pieces]).flatten()
     received = Exchange.apply(sent, send_sizes, receive_sizes, group)
     return [part.view(shape) for part, shape in zip(received.split(receive_sizes), shapes, strict=True)]
 
