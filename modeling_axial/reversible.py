@@ -30,12 +30,13 @@ twice, and state that they move (running statistics, spectral norm) is refused. 
 its tensors by `save_for_backward`, or they stay in memory. With FSDP2 around each layer the loss must depend on the
 last layer: a layer that no gradient reaches is not gathered, so it cannot be run again.
 
-How much of that is noticed. Buffers and the tensors of a closure, a default or a partial are looked at after both runs,
-and so is how often every saved tensor was written to. All else (Python attributes, `random`, other generators, tensors
-kept as attributes) is judged by 16 numbers of each output, when backward ends. They may differ by the cube root of the
-coarsest precision, 0.5 % in float32 and 20 % in bfloat16, or by ten times what those of a later function did, as the
-rounding of streams adds up on the way back. What moves an output less, or in few cells, or moves nothing but itself (a
-Python counter, which counts twice) is not noticed, nor is any such state if the output is a DTensor.
+How much of that is noticed. Buffers and the tensors of a closure, a default or a partial are looked at after both runs
+(those of the function inside, where it is wrapped by `functools.wraps`), and so is how often every saved tensor was
+written to. All else (Python attributes, `random`, other generators, tensors kept as attributes) is judged by 16 numbers
+of each output, when backward ends. They may differ by the cube root of the coarsest precision, 0.5 % in float32 and
+20 % in bfloat16, or by ten times what those of a later function did, as the rounding of streams adds up on the way
+back. What moves an output less, or in few cells, or moves nothing but itself (a Python counter, which counts twice) is
+not noticed, nor is any such state if the output is a DTensor.
 """
 
 import inspect

@@ -12,7 +12,7 @@ import random
 import time
 from collections import deque
 from contextlib import nullcontext
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -1039,11 +1039,12 @@ def fail(*_):
 # what cannot be rebuilt is refused
 
 
-@pytest.mark.parametrize("reach", ["module", "closure", "method", "partial"])
+@pytest.mark.parametrize("reach", ["module", "closure", "method", "partial", "wrapper"])
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.InstanceNorm2d, track_running_stats=True)])
 def test_running_statistics_are_refused(norm, reach):
     inner = nn.Sequential(norm(GRID[0]), nn.Identity()).double()
     calls = {"module": inner, "closure": lambda x: inner(x), "method": inner.forward, "partial": partial(inner)}
+    calls["wrapper"] = wraps(calls["closure"])(lambda x: calls["closure"](x))
     x = make()[1].requires_grad_()
     before = copy.deepcopy(inner.state_dict())
     executor = RebuiltTwoStream()

@@ -48,13 +48,18 @@ def in_words(value: Any) -> str:
     return repr(value)
 
 
-def arguments_in_words(function: Callable, args: tuple, kwargs: dict[str, Any]) -> list[str]:
-    """Each argument of a call by its name; what is wrong with them, if they are none of this function."""
+def named_arguments(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names; what is wrong with them as the only one, if they are none of this
+    function."""
     try:
-        given = inspect.signature(function).bind(*args, **kwargs)
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
     except TypeError as error:
-        return [str(error)]
-    return [f"{name} = {in_words(value)}" for name, value in given.arguments.items()]
+        return {"error": str(error)}
+
+
+def arguments_in_words(function: Callable, args: tuple, kwargs: dict[str, Any]) -> list[str]:
+    """Each argument of a call by its name, in words."""
+    return [f"{name} = {in_words(value)}" for name, value in named_arguments(function, args, kwargs).items()]
 
 
 def all_texts(text: str, mesh: DeviceMesh, timeout: timedelta | None) -> list[str]:
@@ -77,31 +82,36 @@ def all_texts(text: str, mesh: DeviceMesh, timeout: timedelta | None) -> list[st
     return [bytes(text.tolist()).decode(errors="ignore").rstrip() for text in received]
 
 
-def check_agreement(entries: list[str], refusals: list[str], mesh: DeviceMesh, timeout: timedelta | None) -> None:
+def check_agreement(
+    entries: list[str], refusals: list[str], mesh: DeviceMesh, timeout: timedelta | None, told: str = ""
+) -> list[str]:
     """One small collective, after which all ranks go on or all raise.
 
     Args:
         entries: texts in which all ranks must agree.
         refusals: why this rank cannot go on.
+        told: what this rank tells the others, a short text in which they may differ.
+
+    Returns:
+        What each rank has told.
 
     Raises:
         ValueError: on all ranks, if any refuses, or if they do not agree.
         RuntimeError: as in `all_texts`.
     """
-    marks = {True: "refused", False: "agreed"}
+    mark = "refused" if refusals else "agreed"
     lines = [line.replace("\n", " ") for line in (refusals or entries)]
     digest = f"{zlib.crc32('|'.join(lines).encode()):x}"  # of all, as the text may be cut
-    texts = [text.split("\n") for text in all_texts("\n".join([marks[bool(refusals)], digest, *lines]), mesh, timeout)]
-    for rank, (mark, _, *reasons) in enumerate(texts):
-        if mark == marks[True]:
+    texts = [text.split("\n") for text in all_texts("\n".join([mark, told, digest, *lines]), mesh, timeout)]
+    for rank, (mark, _, _, *reasons) in enumerate(texts):
+        if mark == "refused":
             raise ValueError(f"{' '.join(reasons)} (rank {rank} along the split axis)")
-    if len({text[1] for text in texts}) > 1:
-        rows = list(itertools.zip_longest(*(text[2:] for text in texts), fillvalue="nothing"))
-        different = next(
-            (row for row in rows if len(set(row)) > 1), ["something else, too long to be told"] * len(texts)
-        )
-        told = "; ".join(f"rank {rank}: {entry}" for rank, entry in enumerate(different))
+    if len({text[2] for text in texts}) > 1:
+        rows = list(itertools.zip_longest(*(text[3:] for text in texts), fillvalue="nothing"))
+        different = next((row for row in rows if len(set(row)) > 1), ["something else, too long to tell"] * len(texts))
+        words = "; ".join(f"rank {rank}: {entry}" for rank, entry in enumerate(different))
         raise ValueError(
-            f"all ranks along the split axis must give the model the same, in the same mode; {told}. Draw the batches "
+            f"all ranks along the split axis must give the model the same, in the same mode; {words}. Draw the batches "
             "by the rank along the other axes of the mesh."
         )
+    return [text[1] for text in texts]

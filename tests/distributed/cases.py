@@ -22,6 +22,7 @@ from modeling_axial import (
     AxialModel,
 )
 from modeling_axial.distributed import shard_axis
+from modeling_axial.distributed.switching import shard_slice
 from modeling_axial.reversible import TwoStream
 
 PATCHES = {2: (2, 1), 3: (1, 2, 1)}
@@ -49,6 +50,8 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 MODES = ("sequential", "sum", "split", "alternating")
 POSITIONS = ("counted", "given", "of samples")
+# Those that give parts of what they are given parts of.
+LOCAL_HEADS = ("trunk", "classifier", "backbone", "segmentation", "prediction")
 HEADS = ("trunk", "trunk", "classifier", "backbone", "segmentation", "pyramid", "masked", "prediction")
 
 
@@ -65,6 +68,7 @@ class Case(NamedTuple):
     checkpointing: str | None  # "reentrant", "not reentrant" or None
     training: bool
     passes: int  # forward passes before their backward
+    gathers: bool = True  # every rank is given the whole grid, or its part
 
     @property
     def name(self) -> str:
@@ -76,7 +80,7 @@ def make_case(number: int, world_sizes: tuple[int, ...]) -> Case:
     draw = random.Random(number)
     axes = draw.choice((2, 2, 3))
     native, grid = draw.choice(GRIDS[axes]), draw.choice(GRIDS[axes])
-    return Case(
+    case = Case(
         feature=list(FEATURES)[number % len(FEATURES)],
         mode=draw.choice(MODES),
         native=native,
@@ -90,6 +94,8 @@ def make_case(number: int, world_sizes: tuple[int, ...]) -> Case:
         training=draw.random() < 0.7,
         passes=draw.choice((1, 1, 2)),
     )
+    possible = case.head in LOCAL_HEADS and "pooling" not in case.feature and case.grid[case.axis] >= case.world_size
+    return case._replace(gathers=not possible or draw.random() < 0.3)
 
 
 def configuration(case: Case) -> AxialConfig:
@@ -154,38 +160,91 @@ def make_inputs(case: Case, number: int = 0) -> dict[str, Any]:
             inputs["position_period"] = [float(cells + (axis == 0)) for axis, cells in zip(axes, grid, strict=True)]
     if case.head == "classifier":
         inputs["labels"] = torch.randint(3, (batch,), generator=generator)
-    elif case.head in ("segmentation", "pyramid"):
+    elif case.head in ("segmentation", "pyramid") and case.gathers:
         inputs["labels"] = torch.randint(3, (batch, *pixels), generator=generator)
     elif case.head == "masked":
         inputs["bool_masked_pos"] = torch.rand(batch, *grid, generator=generator) < 0.4
-    elif case.head == "prediction":
+    elif case.head == "prediction" and case.gathers:
         inputs["labels"] = torch.randn(batch, 1, *pixels, generator=generator, dtype=torch.float64)
     if case.head in ("trunk", "backbone"):
         inputs["output_hidden_states"] = True
     return inputs
 
 
-def tensors_of(outputs: Any) -> list[torch.Tensor]:
+def tensors_of(outputs: Any) -> dict[str, torch.Tensor]:
     """All that a model returns, tuples taken apart."""
-    values = [value for entry in outputs.values() for value in (entry if isinstance(entry, tuple) else (entry,))]
-    return [value for value in values if value is not None]
+    tensors = {}
+    for name, entry in outputs.items():
+        entries = {f"{name}.{index}": part for index, part in enumerate(entry)} if isinstance(entry, tuple) else {}
+        tensors |= entries or {name: entry}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def loss_of(outputs: Any) -> torch.Tensor:
-    """A number to which every output counts, each cell differently."""
+def cells_of(case: Case, rank: int, scale: int = 1) -> slice:
+    """The cells along the split axis that a rank is given where each has its part, or their pixels."""
+    own = shard_slice(case.grid[case.axis], rank, case.world_size)
+    return slice(own.start * scale, own.stop * scale)
+
+
+def part_of(case: Case, name: str, whole: torch.Tensor, rank: int) -> torch.Tensor:
+    """What a rank is given, or gives, of an argument or an output."""
+    patch = PATCHES[len(case.grid)][case.axis]
+    if name in ("pixel_values", "prediction") or (name == "logits" and case.head == "segmentation"):
+        dim, own = case.axis + 2, cells_of(case, rank, patch)
+    elif name.startswith("feature_maps"):
+        dim, own = case.axis + 2, cells_of(case, rank)
+    elif name.startswith(("last_hidden_state", "hidden_states", "attention_mask")):
+        dim, own = case.axis + 1, cells_of(case, rank)
+    else:
+        return whole
+    return whole.narrow(dim, own.start, own.stop - own.start)
+
+
+def part_of_inputs(case: Case, inputs: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Those of a rank that is given its part; its pixels are a leaf of their own."""
+    parts = {
+        name: part_of(case, name, value, rank).detach() if isinstance(value, torch.Tensor) else value
+        for name, value in inputs.items()
+    }
+    parts["pixel_values"] = parts["pixel_values"].clone().requires_grad_()
+    if case.positions != "counted":
+        own = cells_of(case, rank)
+        positions = enumerate(inputs["position_ids"])
+        parts["position_ids"] = [ids[..., own] if axis == case.axis else ids for axis, ids in positions]
+    return parts
+
+
+def loss_of(case: Case, outputs: dict[str, torch.Tensor], shapes: dict[str, torch.Size], rank: int) -> torch.Tensor:
+    """A number to which every output counts, each cell differently. `shapes`: of the whole outputs; of parts of these
+    each rank's share of the sum, times the number of ranks, so that their mean is the loss."""
     terms = []
-    for tensor in tensors_of(outputs):
-        weights = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
-        terms.append((tensor * weights).tanh().mean())
+    for name, tensor in outputs.items():
+        weights = torch.linspace(-1, 1, shapes[name].numel(), dtype=tensor.dtype).view(shapes[name])
+        parts = 1 if tensor.shape == shapes[name] else case.world_size
+        weights = weights if parts == 1 else part_of(case, name, weights, rank)
+        terms.append((tensor * weights).tanh().sum() * (parts / shapes[name].numel()))
     return torch.stack(terms).sum()
 
 
-def run(model: nn.Module, case: Case) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The outputs of all passes, and the gradients of their pixels; those of the parameters stay in `.grad`."""
+class Run(NamedTuple):
+    """What a case gives; the gradients of the parameters stay in their `.grad`."""
+
+    outputs: list[dict[str, torch.Tensor]]  # of each pass
+    pixel_gradients: list[torch.Tensor]
+
+
+def run(model: nn.Module, case: Case, whole: Run | None = None, rank: int = 0) -> Run:
+    """`whole`: the run on one process, for a rank that is given its part."""
     inputs = [make_inputs(case, number) for number in range(case.passes)]
-    outputs = [model(**each) for each in inputs]
-    torch.stack([loss_of(each) for each in outputs]).sum().backward()
-    return [tensor for each in outputs for tensor in tensors_of(each)], [each["pixel_values"].grad for each in inputs]
+    if whole is not None:
+        inputs = [part_of_inputs(case, each, rank) for each in inputs]
+    outputs = [tensors_of(model(**each)) for each in inputs]
+    losses = [
+        loss_of(case, each, {name: tensor.shape for name, tensor in all_of_it.items()}, rank)
+        for each, all_of_it in zip(outputs, outputs if whole is None else whole.outputs, strict=True)
+    ]
+    torch.stack(losses).sum().backward()
+    return Run(outputs, [each["pixel_values"].grad for each in inputs])
 
 
 def relative_error(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -213,16 +272,29 @@ def average(gradients: list[torch.Tensor], group: dist.ProcessGroup) -> None:
 
 def errors_of_case(case: Case, mesh: DeviceMesh) -> tuple[float, float]:
     """Of the outputs, and of the gradients, against one process; called on the ranks of the mesh."""
-    plain = make_model(case)
-    expected, expected_pixels = run(plain, case)
-    split = shard_axis(make_model(case), mesh, case.axis)
-    group = mesh.get_group()
+    plain, rank, group = make_model(case), mesh.get_local_rank(), mesh.get_group()
+    expected = run(plain, case)
+    split = shard_axis(make_model(case), mesh, case.axis, gather=case.gathers)
     wrapped = DistributedDataParallel(split, process_group=group)
     with wrapped.no_sync():  # averaged here: DDP itself refuses reentrant checkpointing, and two passes at once
-        outputs, pixels = run(wrapped, case)
-    gradients = gradients_of(split) + pixels
-    average(gradients, group)
-    return relative_error(outputs, expected), relative_error(gradients, gradients_of(plain) + expected_pixels)
+        ours = run(wrapped, case, None if case.gathers else expected, rank)
+    average(gradients_of(split), group)
+    pixels, expected_pixels = ours.pixel_gradients, expected.pixel_gradients
+    if case.gathers:
+        average(pixels, group)
+    else:
+        pixels = [gradient / case.world_size for gradient in pixels]
+        expected_pixels = [part_of(case, "pixel_values", gradient, rank) for gradient in expected_pixels]
+    outputs, expected_outputs = [], []
+    for tensors, whole_tensors in zip(ours.outputs, expected.outputs, strict=True):
+        assert tensors.keys() == whole_tensors.keys()
+        outputs += tensors.values()
+        expected_outputs += [
+            whole if case.gathers else part_of(case, name, whole, rank) for name, whole in whole_tensors.items()
+        ]
+    return relative_error(outputs, expected_outputs), relative_error(
+        gradients_of(split) + pixels, gradients_of(plain) + expected_pixels
+    )
 
 
 class DecoderCase(NamedTuple):
@@ -257,7 +329,7 @@ def run_decoder(model: nn.Module, parameters: nn.Module) -> tuple[list[torch.Ten
         output_hidden_states=True,
     )
     outputs.loss.backward()
-    return tensors_of(outputs), gradients_of(parameters)
+    return list(tensors_of(outputs).values()), gradients_of(parameters)
 
 
 def make_decoder(case: DecoderCase) -> AxialForCausalImageModeling:
