@@ -23,6 +23,7 @@ from tests.distributed.cases import (
     make_inputs,
     make_model,
     meshes,
+    part_of_inputs,
     relative_error,
 )
 from tests.ranks import run_on_ranks, whole
@@ -116,31 +117,41 @@ REVERSIBLE = COMPOSED._replace(feature="reversible")
 CHECKPOINTED = COMPOSED._replace(checkpointing="not reentrant")
 WRAPPED = {
     "ddp": (COMPOSED, DistributedDataParallel),
+    "ddp static_graph, rebuilt": (REVERSIBLE, partial(DistributedDataParallel, static_graph=True)),
+    "fsdp2 per layer, checkpointed": (CHECKPOINTED, partial(wrap_fsdp, per_layer=True)),
+}
+WRAPPED_IN_AUDIT = {
     "ddp, convolution": (COMPOSED._replace(feature="convolution"), DistributedDataParallel),
+    "ddp, of parts": (COMPOSED._replace(gathers=False), DistributedDataParallel),
     "ddp, rebuilt": (REVERSIBLE, DistributedDataParallel),
     "ddp, checkpointed": (CHECKPOINTED, DistributedDataParallel),
     "ddp find_unused_parameters": (COMPOSED, partial(DistributedDataParallel, find_unused_parameters=True)),
-    "ddp static_graph, rebuilt": (REVERSIBLE, partial(DistributedDataParallel, static_graph=True)),
     "fsdp2": (COMPOSED, partial(wrap_fsdp, per_layer=False)),
+    "fsdp2, of parts": (COMPOSED._replace(gathers=False), partial(wrap_fsdp, per_layer=False)),
     "fsdp2 per layer": (COMPOSED, partial(wrap_fsdp, per_layer=True)),
     "fsdp2 per layer, rebuilt": (REVERSIBLE, partial(wrap_fsdp, per_layer=True)),
-    "fsdp2 per layer, checkpointed": (CHECKPOINTED, partial(wrap_fsdp, per_layer=True)),
 }
 
 
-def errors_of_wrapped():
+def errors_of_wrapped(cases):
     """{name: the error of the gradients of two steps, of which data ranks have batches of their own}."""
     mesh, errors = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "axis")), {}
-    for name, (case, wrap) in WRAPPED.items():
+    for name, (case, wrap) in cases.items():
         plain, batches = make_model(case), [make_inputs(case, number) for number in range(2)]
         for batch in batches + batches:
             (plain(**batch).loss / 2).backward()
-        wrapped = wrap(shard_axis(make_model(case), mesh["axis"], case.axis))
+        wrapped = wrap(shard_axis(make_model(case), mesh["axis"], case.axis, gather=case.gathers))
+        batch = batches[mesh.get_local_rank("data")]
+        batch = batch if case.gathers else part_of_inputs(case, batch, mesh.get_local_rank("axis"))
         for _ in range(2):
-            wrapped(**batches[mesh.get_local_rank("data")]).loss.backward()
+            wrapped(**batch).loss.backward()
         gradients = [whole(gradient) for gradient in gradients_of(wrapped)]
         errors[name] = (0.0, relative_error(gradients, gradients_of(plain)))
     return errors
+
+
+def errors_of_wrapped_in_audit():
+    return errors_of_wrapped(WRAPPED_IN_AUDIT)
 
 
 def all_on_four_ranks():
@@ -148,7 +159,7 @@ def all_on_four_ranks():
     found = {
         "cases": errors_of_cases(0, SAMPLED, 2, 3),
         "decoders": errors_of_decoders(by_size),
-        "wrapped": errors_of_wrapped(),
+        "wrapped": errors_of_wrapped(WRAPPED),
     }
     if dist.get_rank() < 2:
         found["exchanges"] = count_exchanges(by_size[2])
@@ -157,7 +168,7 @@ def all_on_four_ranks():
 
 @pytest.fixture(scope="module")
 def found():
-    return run_on_ranks(all_on_four_ranks, world_size=4)
+    return run_on_ranks(all_on_four_ranks, world_size=4, timeout=540)
 
 
 def check(errors_of_ranks, names):
@@ -187,6 +198,12 @@ def test_decoders_draw_alike(found):
 @pytest.mark.distributed
 def test_wrapped_over_data_and_axis(found):
     check([rank["wrapped"] for rank in found], WRAPPED)
+
+
+@pytest.mark.distributed
+@pytest.mark.audit
+def test_wrapped_in_other_ways():
+    check(run_on_ranks(errors_of_wrapped_in_audit, world_size=4, timeout=540), WRAPPED_IN_AUDIT)
 
 
 @pytest.mark.distributed
