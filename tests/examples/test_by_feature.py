@@ -74,3 +74,11 @@ def test_finetune_lora(run, tmp_path):
     second_factors = [tensor for name, tensor in adapters.items() if "lora_B" in name]
     assert len(second_factors) == 4 * 2 * 4  # layers, axes, projections
     assert all(tensor.abs().max() > 0 for tensor in second_factors)  # they start at zero: all had gradients
+
+
+def test_one_huge_volume(run):
+    printed = run("one_huge_volume").splitlines()
+    assert [line.partition(" has ")[0] for line in printed[:4]] == [f"process {rank}" for rank in range(4)]
+    assert printed[3].endswith("the slices 68 to 87") and printed[4].startswith(
+        "100.00% of 236544 voxels, in 3 classes"
+    )
