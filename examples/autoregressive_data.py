@@ -1,5 +1,6 @@
 """Pictures and clips as integers for the autoregressive model: digits, crops of photographs, windows of a film."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -141,20 +142,22 @@ class FilmClips:
         )
 
 
-def read_film(path: Path, height: int, width: int, num_channels: int) -> np.ndarray:
-    """All frames of a film, resized by FFmpeg: uint8 (frames, height, width, channels)."""
+def film_frames(path: Path, **options) -> Iterator[np.ndarray]:
+    """The frames of a film one after the other: uint8 (height, width, 3), or as PyAV's `to_ndarray` is told."""
     try:
         import av
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("films are read by PyAV: pip install 'modeling-axial[generate]'") from error
 
     with av.open(str(path)) as film:
-        frames = [
-            frame.to_ndarray(
-                format="gray" if num_channels == 1 else "rgb24", width=width, height=height, interpolation="AREA"
-            )
-            for frame in film.decode(video=0)
-        ]
+        for frame in film.decode(video=0):
+            yield frame.to_ndarray(**{"format": "rgb24"} | options)
+
+
+def read_film(path: Path, height: int, width: int, num_channels: int) -> np.ndarray:
+    """All frames of a film, resized by FFmpeg: uint8 (frames, height, width, channels)."""
+    options = {"format": "gray" if num_channels == 1 else "rgb24", "interpolation": "AREA"}
+    frames = list(film_frames(path, width=width, height=height, **options))
     return np.stack(frames).reshape(len(frames), height, width, num_channels)
 
 

@@ -1,8 +1,9 @@
 """Fields that change in time, to be forecast: from NetCDF, zarr or npy, split by time, their seasonal cycle removed."""
 
 import importlib.util
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from image_classification_data import first_few, printable
 from packaged_files import Package
 from torch.utils.data import Dataset
+from transformers.utils import cached_file
 
 from modeling_axial import AxialConfig, AxialGridProcessor
 from modeling_axial.processor_arrays import describe, pad_end, read
@@ -295,23 +297,68 @@ def mean_by_season(fields: Fields, stop: int) -> np.ndarray:
     return means
 
 
+@dataclass(frozen=True)
+class ForecastSetup:
+    """
+    What a forecast needs beside a model and its processor: `history` steps, each with the variables `channel_names`
+    along the dimension `time_name` of a file, for what comes `lead_time` steps after the last. A model sees them as
+    channels; or, of fields that are `drifting`, only how those before the last differ from it, so that a change of all
+    by one value changes no forecast of a change.
+    """
+
+    history: int
+    lead_time: int
+    drifting: bool
+    channel_names: tuple[str, ...]
+    time_name: str = "time"
+
+    @property
+    def num_channels(self) -> int:
+        """Of what a model sees."""
+        return (self.history - self.drifting) * len(self.channel_names)
+
+    def as_channels(self, past: Any) -> Any:
+        """What a model sees of a past (history, channels, *grid): (num_channels, *grid), its oldest step first."""
+        seen = past[:-1] - past[-1:] if self.drifting else past
+        return seen.reshape(-1, *seen.shape[2:])
+
+    def save(self, folder: Path) -> None:
+        (folder / "forecast.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, checkpoint: str) -> tuple["ForecastSetup", np.ndarray]:
+        """
+        That of a trained model, in a folder or on the Hub, and its climatology. `ValueError` for a checkpoint of
+        another script, which has none.
+        """
+        files = [
+            cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+            for name in ("forecast.json", "climatology.npy")
+        ]
+        if None in files:
+            raise ValueError(
+                f"{checkpoint} lacks forecast.json or climatology.npy, which examples/train_dense_prediction.py writes"
+            )
+        stored = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+        setup = cls(**stored | {"channel_names": tuple(stored["channel_names"])})
+        return setup, np.load(files[1], allow_pickle=False)
+
+
 class ForecastData:
     """
     Examples made of fields whose mean seasonal cycle in the training time is removed.
 
-    A past is what a forecast is made from: `history` steps, the last of them `lead_time` steps before its target. A
-    model learns the change from the last of these to the target. It sees the steps as channels; or, of fields that are
-    `drifting`, only how those before the last differ from it, so that a change of all by one value changes no forecast
-    of a change.
+    A past is what a forecast is made from: as many steps as the `setup` says, the last of them `lead_time` steps before
+    its target. A model learns the change from the last of these to the target.
 
     Attributes:
         climatology: as `mean_by_season` of the training time; what to add to a forecast.
         anomalies: float32 (time, channels, *grid), the fields less their climatology, to the end of what is measured.
     """
 
-    def __init__(self, fields: Fields, split: Split, history: int, lead_time: int, drifting: bool = False):
-        self.fields, self.split, self.history, self.lead_time = fields, split, history, lead_time
-        self.drifting = drifting
+    def __init__(self, fields: Fields, split: Split, setup: ForecastSetup):
+        self.fields, self.split, self.setup = fields, split, setup
+        self.history, self.lead_time = setup.history, setup.lead_time
         self.climatology = mean_by_season(fields, split.first_measured)
         self.anomalies = fields.values[: split.end] - self.climatology[fields.seasons[: split.end]]
 
@@ -329,16 +376,6 @@ class ForecastData:
         last = target - self.lead_time
         return self.anomalies[last - self.history + 1 : last + 1]
 
-    @property
-    def num_channels(self) -> int:
-        """Of what a model sees."""
-        return (self.history - self.drifting) * len(self.fields.channel_names)
-
-    def as_channels(self, past: Any) -> Any:
-        """What a model sees of a past (history, channels, *grid): (num_channels, *grid), its oldest step first."""
-        seen = past[:-1] - past[-1:] if self.drifting else past
-        return seen.reshape(-1, *seen.shape[2:])
-
     def change(self, target: int) -> np.ndarray:
         """(channels, *grid)."""
         return self.anomalies[target] - self.anomalies[target - self.lead_time]
@@ -347,10 +384,10 @@ class ForecastData:
         """What scales pasts, all their steps as channels, and changes, with the numbers of the training time."""
         processor = AxialGridProcessor(
             patch_size=list(config.patch_shape),
-            num_channels=self.num_channels,
+            num_channels=self.setup.num_channels,
             num_target_channels=len(self.fields.channel_names),
         )
-        processor.fit(self.as_channels(self.past(target)) for target in self.training_targets)
+        processor.fit(self.setup.as_channels(self.past(target)) for target in self.training_targets)
         return processor.fit_targets(self.change(target) for target in self.training_targets)
 
 
@@ -369,7 +406,9 @@ class TrainingPairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         target = self.data.training_targets[index]
         batch = self.processor(
-            [self.data.as_channels(self.data.past(target))], targets=[self.data.change(target)], return_tensors="pt"
+            [self.data.setup.as_channels(self.data.past(target))],
+            targets=[self.data.change(target)],
+            return_tensors="pt",
         )
         item = {name: values[0] for name, values in batch.items()}
         if self.weights is not None:

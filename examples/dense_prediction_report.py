@@ -167,7 +167,7 @@ from transformers import AutoImageProcessor, AutoModelForImageToImage
 
 def forecast(past):
     \"\"\"The last {data.history} fields less their climatology, (steps, channels, *grid) -> what comes, likewise.\"\"\"
-    seen = {"past[:-1] - past[-1]" if data.drifting else "past"}
+    seen = {"past[:-1] - past[-1]" if data.setup.drifting else "past"}
     inputs = processor(seen.reshape(-1, *past.shape[2:]), return_tensors="pt")
     (change,) = processor.post_process_dense_prediction(model(**inputs), [past.shape[2:]])
     return past[-1] + change.numpy()

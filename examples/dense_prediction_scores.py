@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
-from dense_prediction_data import ForecastData
+from dense_prediction_data import ForecastData, ForecastSetup
 from torch.utils.data import DataLoader
 
 from modeling_axial import AxialGridProcessor
@@ -12,7 +12,7 @@ from modeling_axial import AxialGridProcessor
 @torch.no_grad()
 def roll_out(
     model: torch.nn.Module,
-    data: ForecastData,
+    setup: ForecastSetup,
     processor: AxialGridProcessor,
     past: torch.Tensor,
     rollout: int,
@@ -25,7 +25,7 @@ def roll_out(
     grid = past.shape[3:]
     forecasts = []
     for _ in range(rollout):
-        batch = processor([data.as_channels(each) for each in past.cpu()], return_tensors="pt").to(device)
+        batch = processor([setup.as_channels(each) for each in past.cpu()], return_tensors="pt").to(device)
         changes = processor.post_process_dense_prediction(model(**batch), [grid] * len(past))
         forecasts.append(past[:, -1] + torch.stack(changes).to(past))
         past = torch.cat([past[:, 1:], forecasts[-1][:, None]], dim=1)
@@ -47,7 +47,7 @@ def forecast_all(
     model.eval()
     parts = []
     for past, truth in loader:
-        forecast = roll_out(model, data, processor, past, rollout, accelerator.device)
+        forecast = roll_out(model, data.setup, processor, past, rollout, accelerator.device)
         gathered = accelerator.gather_for_metrics((past[:, -1].contiguous(), forecast, truth[:, :rollout].contiguous()))
         parts.append([values.cpu().numpy() for values in gathered])
     last, forecasts, truth = (np.concatenate(part) for part in zip(*parts, strict=True))

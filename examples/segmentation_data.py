@@ -359,6 +359,24 @@ def channels_first(values: np.ndarray, pixels: tuple[int, ...], grid: Path, mask
     )
 
 
+def pixels_first(values: np.ndarray, num_axes: int, num_channels: int, grid: Path) -> np.ndarray:
+    """
+    (*pixels), (C, *pixels) or (*pixels, C) of so many axes and channels -> (C, *pixels), as a view; the channels are
+    the first dim if both could be.
+    """
+    if values.ndim == num_axes and num_channels == 1:
+        return values[None]
+    if values.ndim == num_axes + 1:
+        if values.shape[0] == num_channels:
+            return values
+        if values.shape[-1] == num_channels:
+            return np.moveaxis(values, -1, 0)
+    raise ValueError(
+        f"{grid} has shape {values.shape}; the model takes {num_axes} axes, and {num_channels} channels before or "
+        "behind them"
+    )
+
+
 def check_finite(values: np.ndarray, grid: Path) -> None:
     if values.dtype.kind not in "buif":
         raise ValueError(f"{grid} has values of {values.dtype}; they must be real numbers")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from segmentation_data import LabelledGrid, Processor, as_batch, for_model
+from tiles import predict_in_tiles
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -16,38 +17,27 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    grid: LabelledGrid,
+    values: np.ndarray,
     processor: Processor,
     device: torch.device,
     tile: Sequence[int] | None = None,
     tiles_at_once: int = 1,
+    progress: bool = False,
 ) -> torch.Tensor:
     """
-    The likeliest class of each pixel, (*pixels) int64, of the whole grid at once; or of tiles that overlap by a
-    quarter, whose logits are averaged with Gaussian weights. The model is put into its evaluation mode.
+    The likeliest class of each pixel, (*pixels) int64, of a grid (C, *pixels): of the whole at once, or of tiles that
+    overlap by a quarter, as `predict_in_tiles` puts them together. The model is put into its evaluation mode.
     """
     model.eval()
-    batch = for_model(as_batch(processor, [grid.values]), device)
+    batch = for_model(as_batch(processor, [values]), device)
     if tile is None:
         outputs = model(**batch)
     else:
-        try:
-            from monai.inferers import sliding_window_inference
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "tiles are put together by monai: pip install 'modeling-axial[segmentation]'"
-            ) from error
-
-        pixel_values = batch["pixel_values"]
-        logits = sliding_window_inference(
-            pixel_values,
-            [min(side, pixels) for side, pixels in zip(tile, pixel_values.shape[2:], strict=True)],
-            tiles_at_once,
-            lambda tiles: model(pixel_values=tiles).logits,
-            mode="gaussian",
+        logits = predict_in_tiles(
+            model, batch, processor.patch_size, tile, tiles_at_once=tiles_at_once, progress=progress
         )
         outputs = SemanticSegmenterOutput(logits=logits)
-    (labels,) = processor.post_process_semantic_segmentation(outputs, [grid.labels.shape])
+    (labels,) = processor.post_process_semantic_segmentation(outputs, [values.shape[1:]])
     return labels.cpu()
 
 

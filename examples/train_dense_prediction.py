@@ -22,6 +22,7 @@ import torch
 from dense_prediction_data import (
     BUILT_IN,
     ForecastData,
+    ForecastSetup,
     MeasuredPasts,
     TrainingPairs,
     check_grid,
@@ -168,6 +169,7 @@ def main() -> None:
     if accelerator.is_main_process:
         processor.save_pretrained(output_dir)
         np.save(output_dir / "climatology.npy", data.climatology)
+        data.setup.save(output_dir)
         scores = score_all(data, forecasts, last, truth, weights)
         titles = headings(data, arguments.rollout, training.weight_by_latitude)
         print(*score_lines(scores, titles), sep="\n")
@@ -206,10 +208,13 @@ def load_data(arguments: DataArguments, training: ForecastTrainingArguments) -> 
     split = split_by_time(
         fields, training.held_out_steps, training.validation_steps, training.history, training.lead_time
     )
-    data = ForecastData(fields, split, training.history, training.lead_time, training.drifting)
+    setup = ForecastSetup(
+        training.history, training.lead_time, training.drifting, fields.channel_names, arguments.time_name
+    )
+    data = ForecastData(fields, split, setup)
     sizes = {
         "image_size": list(check_grid(config, fields.grid)),
-        "num_channels": data.num_channels,
+        "num_channels": setup.num_channels,
         "num_target_channels": len(fields.channel_names),
     }
     return load_preset(arguments.config_name, **sizes), data

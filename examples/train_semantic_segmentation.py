@@ -13,7 +13,6 @@ crops and is measured on whole grids. With `--peer unet` a U-Net with as many pa
 the run. Needs the extra `segmentation`.
 """
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from segmentation_peer import unet_for
 from segmentation_report import draw_predictions, loading_lines, score_lines, write_model_card
 from segmentation_samples import BUILT_IN, IndianPines, Nuclei
 from segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
+from tiles import numbers_per_axis, whole_numbers
 from training_run import (
     RunArguments,
     TrainingArguments,
@@ -143,7 +143,7 @@ def main() -> None:
 
     def map_by(model: torch.nn.Module) -> Callable[[LabelledGrid], torch.Tensor]:
         return lambda grid: predict(
-            model, grid, processor, accelerator.device, tile, run_arguments.per_device_eval_batch_size
+            model, grid.values, processor, accelerator.device, tile, run_arguments.per_device_eval_batch_size
         )
 
     def score(map_of: Callable[[LabelledGrid], torch.Tensor], grids: Sequence[LabelledGrid]) -> Scores:
@@ -259,23 +259,6 @@ def make_augmentation(training: SegmentationTrainingArguments, num_axes: int) ->
             f"augment_exchange_axes={training.augment_exchange_axes}"
         )
     return RandomGridChanges(flipped, exchanged, training.augment_contrast, training.augment_brightness)
-
-
-def whole_numbers(text: str, name: str) -> tuple[int, ...]:
-    """`1,2` as (1, 2), nothing as ()."""
-    if not re.fullmatch(r"(\s*\d+\s*(,\s*\d+\s*)*)?", text):
-        raise ValueError(f"{name} must be whole numbers with commas between, got {text!r}")
-    return tuple(map(int, text.split(","))) if text else ()
-
-
-def numbers_per_axis(text: str | None, name: str, num_axes: int) -> tuple[int, ...] | None:
-    """`64` as (64, 64) for two axes, and `16,64` as (16, 64); None as it is."""
-    if text is None:
-        return None
-    sides = whole_numbers(text, name)
-    if len(sides) not in (1, num_axes) or 0 in sides:
-        raise ValueError(f"{name} must be one positive number, or one for each of {num_axes} axes, got {text!r}")
-    return sides * num_axes if len(sides) == 1 else sides
 
 
 if __name__ == "__main__":

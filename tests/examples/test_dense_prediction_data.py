@@ -12,6 +12,7 @@ from examples import dense_prediction_data
 from examples.dense_prediction_data import (
     BUILT_IN,
     ForecastData,
+    ForecastSetup,
     MeasuredPasts,
     TrainingPairs,
     check_grid,
@@ -43,6 +44,10 @@ def monthly(steps=30, **variables):
 def written(dataset, path, **options):
     dataset.to_netcdf(path, **options)
     return path
+
+
+def setup_of(fields, history, lead_time, drifting=False):
+    return ForecastSetup(history, lead_time, drifting, fields.channel_names)
 
 
 # Built-in
@@ -264,7 +269,7 @@ def test_the_held_out_steps_change_nothing_that_is_learnt(fields):
     config = AxialConfig(image_size=[6, 7], patch_size=[2, 7], num_channels=2)
     both = []
     for each in (fields, dataclasses.replace(fields, values=values)):
-        data = ForecastData(each, split_by_time(each, 6, 0, 2, 1), history=2, lead_time=1)
+        data = ForecastData(each, split_by_time(each, 6, 0, 2, 1), setup_of(each, 2, 1))
         processor = data.make_processor(config)
         both.append((data.climatology, processor.to_dict(), list(TrainingPairs(data, processor)[21].values())))
     assert np.array_equal(both[0][0], both[1][0], equal_nan=True) and both[0][1] == both[1][1]
@@ -273,7 +278,7 @@ def test_the_held_out_steps_change_nothing_that_is_learnt(fields):
 
 @pytest.mark.parametrize(("history", "lead_time"), [(2, 1), (1, 3)])
 def test_pairs_of_past_and_change(fields, history, lead_time):
-    data = ForecastData(fields, split_by_time(fields, 6, 0, history, lead_time), history, lead_time)
+    data = ForecastData(fields, split_by_time(fields, 6, 0, history, lead_time), setup_of(fields, history, lead_time))
     processor = data.make_processor(AxialConfig(image_size=[6, 7], patch_size=[2, 1], num_channels=history))
     pairs = TrainingPairs(data, processor, fields.weights)
     assert len(pairs) == 24 - lead_time - history + 1
@@ -296,18 +301,18 @@ def test_pairs_of_past_and_change(fields, history, lead_time):
 
 
 def test_of_drifting_fields_only_differences_are_seen(fields):
-    data = ForecastData(fields, split_by_time(fields, 6, 0, 3, 1), history=3, lead_time=1, drifting=True)
-    assert data.num_channels == 2
+    data = ForecastData(fields, split_by_time(fields, 6, 0, 3, 1), setup_of(fields, 3, 1, drifting=True))
+    assert data.setup.num_channels == 2
     past = data.past(12)
-    seen = data.as_channels(past)
+    seen = data.setup.as_channels(past)
     assert np.array_equal(seen, np.concatenate([past[0] - past[2], past[1] - past[2]]), equal_nan=True)
-    assert np.allclose(data.as_channels(past + 5), seen, atol=1e-5, equal_nan=True)
+    assert np.allclose(data.setup.as_channels(past + 5), seen, atol=1e-5, equal_nan=True)
     processor = data.make_processor(AxialConfig(image_size=[6, 7], patch_size=[2, 7], num_channels=2))
     assert TrainingPairs(data, processor)[0]["pixel_values"].shape == (2, 6, 7)
 
 
 def test_measured_pasts_end_with_the_data(fields):
-    data = ForecastData(fields, split_by_time(fields, 6, 0, 1, 2), history=1, lead_time=2)
+    data = ForecastData(fields, split_by_time(fields, 6, 0, 1, 2), setup_of(fields, 1, 2))
     pasts = MeasuredPasts(data, rollout=3)
     assert len(pasts) == 6
     past, truth = pasts[1]

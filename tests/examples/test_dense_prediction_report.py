@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from examples.dense_prediction_data import Fields, ForecastData, Split
+from examples.dense_prediction_data import Fields, ForecastData, ForecastSetup, Split
 from examples.dense_prediction_report import (
     OURS,
     draw_forecasts,
@@ -23,7 +23,9 @@ def make_data(grid=(3, 5), step="month", lead_time=1):
     seasons = np.arange(24) % 12 if step == "month" else np.zeros(24, int)
     times = tuple(f"time {number}" for number in range(24))
     fields = Fields(values, ("warm$th", "speed"), ("K", ""), times, seasons, step, None, "made up", "mit")
-    return ForecastData(fields, Split(20, 24, "last 4 steps, held out"), 2, lead_time)
+    return ForecastData(
+        fields, Split(20, 24, "last 4 steps, held out"), ForecastSetup(2, lead_time, False, fields.channel_names)
+    )
 
 
 SCORES = {OURS: np.array([[0.12345, 2], [0.5, 3]]), "persistence": np.array([[0.25, 1], [0.75, np.nan]])}

@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from examples.dense_prediction_data import Fields, ForecastData, MeasuredPasts, Split
+from examples.dense_prediction_data import Fields, ForecastData, ForecastSetup, MeasuredPasts, Split
 from examples.dense_prediction_scores import damping, forecast_all, rmse, roll_out, score_all, simple_forecasts
 from modeling_axial import AxialGridProcessor
 
 GRID = (3, 5)
 
 
-def make_data(history=2, lead_time=1, channels=2, steps=23, held_out=7):
+def make_data(history=2, lead_time=1, channels=2, steps=23, held_out=7, drifting=False):
     """Fields of unequal channels, of which a point is missing always and one once, without a calendar."""
     draw = np.random.default_rng(0)
     values = np.cumsum(draw.normal(size=(steps, channels, *GRID)), 0).astype(np.float32)
@@ -24,7 +24,8 @@ def make_data(history=2, lead_time=1, channels=2, steps=23, held_out=7):
     names = tuple(f"channel {channel}" for channel in range(channels))
     times = tuple(map(str, range(steps)))
     fields = Fields(values, names, ("K",) * channels, times, np.zeros(steps, int), "step", None, "made up")
-    return ForecastData(fields, Split(steps - held_out, steps, "last steps, held out"), history, lead_time)
+    split = Split(steps - held_out, steps, "last steps, held out")
+    return ForecastData(fields, split, ForecastSetup(history, lead_time, drifting, names))
 
 
 class Echo(torch.nn.Module):
@@ -48,7 +49,7 @@ def test_each_forecast_is_made_from_the_one_before():
     past[0, 1, 0, 2, 1] = torch.nan
     processor = make_processor()
     processor.target_mean, processor.target_std = (0.0, 0.0), (1.0, 1.0)
-    forecasts = roll_out(Echo(0.5), make_data(), processor, past, 3, torch.device("cpu"))
+    forecasts = roll_out(Echo(0.5), make_data().setup, processor, past, 3, torch.device("cpu"))
     assert forecasts.shape == (3, 3, 2, *GRID) and forecasts.dtype == torch.float32
     for lead in range(3):
         assert torch.allclose(forecasts[:, lead], past[:, 1] * 1.5 ** (lead + 1), equal_nan=True)
@@ -60,7 +61,7 @@ def test_forecasts_are_in_the_units_of_the_fields():
     processor = make_processor(history=1)
     processor.image_mean, processor.image_std = (1.0, 2.0), (4.0, 5.0)
     processor.target_mean, processor.target_std = (0.5, -0.5), (2.0, 3.0)
-    forecasts = roll_out(Echo(1.0), make_data(history=1), processor, past, 1, torch.device("cpu"))[:, 0]
+    forecasts = roll_out(Echo(1.0), make_data(history=1).setup, processor, past, 1, torch.device("cpu"))[:, 0]
     for channel, (mean, std, target_mean, target_std) in enumerate([(1, 4, 0.5, 2), (2, 5, -0.5, 3)]):
         last = past[:, 0, channel]
         expected = last + (last - mean) / std * target_std + target_mean
@@ -69,11 +70,10 @@ def test_forecasts_are_in_the_units_of_the_fields():
 
 def test_forecasts_of_drifting_fields_drift_along():
     past = torch.randn(2, 2, 2, *GRID)
-    data = make_data()
-    data.drifting = True
+    setup = make_data(drifting=True).setup
     processor = make_processor(history=1)
     processor.target_mean, processor.target_std = (0.0, 0.0), (1.0, 1.0)
-    here, there = (roll_out(Echo(-1.0), data, processor, each, 3, torch.device("cpu")) for each in (past, past + 9))
+    here, there = (roll_out(Echo(-1.0), setup, processor, each, 3, torch.device("cpu")) for each in (past, past + 9))
     assert torch.allclose(there, here + 9, atol=1e-4)
     assert torch.allclose(here[:, 0], 2 * past[:, 1] - past[:, 0], atol=1e-5)  # goes on as it went
 

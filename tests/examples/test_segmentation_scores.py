@@ -116,7 +116,7 @@ def test_whole_grids(shape):
     model = make_model(len(shape), hidden_dropout_prob=0.5).train()
     processor = AxialGridProcessor(patch_size=[2] * len(shape), image_mean=0.3, image_std=2.0)
     (grid,) = make_grids(shape)
-    labels = predict(model, grid, processor, CPU)
+    labels = predict(model, grid.values, processor, CPU)
     expected = model((torch.from_numpy(grid.values)[None].float() - 0.3) / 2).logits.argmax(1)[0]
     assert not model.training and labels.shape == shape and labels.dtype == torch.int64
     assert torch.equal(labels, expected)
@@ -141,8 +141,8 @@ def test_tiles_of_a_model_that_looks_no_further(shape, tile):
     model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(kwargs["pixel_values"].shape), with_kwargs=True
     )
-    whole = predict(model, grid, processor, CPU)
-    in_tiles = predict(model, grid, processor, CPU, tile, tiles_at_once=2)
+    whole = predict(model, grid.values, processor, CPU)
+    in_tiles = predict(model, grid.values, processor, CPU, tile, tiles_at_once=2)
     assert torch.equal(in_tiles, whole) and len(whole.unique()) > 1
     smaller = tuple(min(side, length) for side, length in zip(tile, shape, strict=True))
     assert len(sizes) > 2 and {size[2:] for size in sizes[1:]} == {smaller} and max(size[0] for size in sizes) == 2
@@ -151,4 +151,4 @@ def test_tiles_of_a_model_that_looks_no_further(shape, tile):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "monai.inferers", None)
     with pytest.raises(ModuleNotFoundError, match=r"monai: pip install 'modeling-axial\[segmentation\]'"):
-        predict(make_model(), make_grids((4, 4))[0], AxialGridProcessor(patch_size=2), CPU, (2, 2))
+        predict(make_model(), make_grids((4, 4))[0].values, AxialGridProcessor(patch_size=2), CPU, (2, 2))
