@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ def of_one_process(folder: Path) -> None:
 
     classes.flush()
     print(f"process {dist.get_rank()} has segmented the slices {slab.start} to {slab.stop - 1}", flush=True)
+    dist.barrier()
+    time.sleep(0.5)  # gloo's threads may still let go of tensors: a Python that shuts down meanwhile is aborted, rarely
     dist.destroy_process_group()
 
 
