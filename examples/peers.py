@@ -6,8 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from training_run import RunArguments
+from training_run import RunArguments, TrainingArguments, TrainingRun
 from transformers import PreTrainedModel
+
+
+def start_peer_run(training: TrainingArguments, run: RunArguments, name: str, steps: int | None) -> TrainingRun:
+    """The run of a peer, in a folder of its own: the same training, of so many optimizer steps if they are given."""
+    if steps is not None:
+        training = replace(training, max_train_steps=steps)
+    peer_run = TrainingRun(training, peer_arguments(run, name))
+    peer_run.accelerator.print(f"Now the peer, in {peer_run.output_dir}.")
+    return peer_run
 
 
 def peer_arguments(run: RunArguments, name: str) -> RunArguments:

@@ -60,7 +60,7 @@ class Job:
 
 
 def segment(job: Job, files: Sequence[Path]) -> None:
-    """Writes the class of each pixel of each file."""
+    """Writes the class of each pixel of each file; `semantic_loss_ignore_index` where an array has no numbers."""
     num_axes, num_labels = job.model.config.num_axes, job.model.config.num_labels
     tile = numbers_per_axis(job.tile_size, "tile_size", num_axes)
     for file in tqdm(files, unit="file", disable=len(files) == 1):
@@ -72,8 +72,16 @@ def segment(job: Job, files: Sequence[Path]) -> None:
             values, geometry = read_array(file)
             values = pixels_first(values, num_axes, job.model.config.num_channels, file)
         labels = predict(job.model, values, job.processor, job.device, tile, job.tiles_at_once, len(files) == 1)
-        labels = labels.numpy().astype(np.uint8 if num_labels <= 256 else np.uint16)
+        labels = labels.numpy().astype(np.min_scalar_type(num_labels - 1))
+        if (missing := missing_pixels(values)).any():
+            ignored = job.model.config.semantic_loss_ignore_index
+            labels = np.where(missing, np.array(ignored, np.min_scalar_type(ignored)), labels)
         write_labels(job.output_dir / f"{stem}{suffix}", labels, num_labels, geometry and geometry.affine)
+
+
+def missing_pixels(values: np.ndarray) -> np.ndarray:
+    """Boolean (*pixels), of (C, *pixels): where no channel has a number, and so no class is known."""
+    return np.isnan(values).all(0) if values.dtype.kind == "f" else np.zeros(values.shape[1:], bool)
 
 
 def write_labels(path: Path, labels: np.ndarray, num_labels: int, affine: np.ndarray | None) -> None:
@@ -98,6 +106,8 @@ def write_labels(path: Path, labels: np.ndarray, num_labels: int, affine: np.nda
 
 def classify(job: Job, files: Sequence[Path]) -> None:
     """Writes `classes.csv`: of each picture or clip the likeliest class, and the probability of each."""
+    if job.model.config.num_labels == 1 or job.model.config.problem_type == "multi_label_classification":
+        raise ValueError(f"{job.checkpoint} gives numbers or several classes at once, and not one of its classes")
     names = [job.model.config.id2label[number] for number in range(job.model.config.num_labels)]
     is_video = isinstance(job.model, modeling_axial.AxialForVideoClassification)
     with (job.output_dir / "classes.csv").open("w", newline="", encoding="utf-8") as output:

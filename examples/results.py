@@ -139,7 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     recipes = sorted({task.recipe for task in TASKS})
     parser.add_argument(
-        "--tasks", nargs="*", choices=recipes, default=recipes, help="recipes to run; none: run nothing"
+        "--tasks",
+        nargs="*",
+        choices=recipes,
+        default=recipes,
+        help="recipes to run; of none, the table only",
     )
     parser.add_argument("--results_dir", type=Path, default=ROOT / "outputs" / "results", help="where the runs are")
     parser.add_argument("--output", type=Path, default=ROOT / "examples" / "results.md", help="the table")

@@ -87,8 +87,9 @@ class IndianPines:
     A field of crops and woods from the air, in 200 wavelengths (AVIRIS, Baumgardner et al. 2015, CC BY 3.0): 145 x 145
     pixels, half of them with one of 16 classes, in the package tensorly. In blocks of 5 x 5 pixels, a tenth of which
     are to learn from, and the others to measure on: `fold` numbers the draws. All is one grid, where the pixels of
-    other blocks do not count, so that a model sees what lies around, as it would with a field of its own. With a
-    `validation_share`, so many of the blocks to learn from are measured on, and the others left alone.
+    other blocks do not count, so that a model sees what lies around, and channels are normalised by all pixels, as
+    they would be with a field of its own. With a `validation_share`, so many of the blocks to learn from are measured
+    on, and the others left alone.
 
     Raises:
         `ModuleNotFoundError`: without tensorly.

@@ -55,7 +55,8 @@ def otsu_map(grid: LabelledGrid, brighter: bool) -> torch.Tensor:
 class PixelClassifier:
     """
     Gives each pixel the class that a logistic regression on its channels alone finds likeliest, which has learnt from
-    the pixels of `grids` that count, at most `LEARNT_PIXELS` of them, drawn with a fixed seed.
+    the pixels of `grids` that count, about `LEARNT_PIXELS` of them at most, as many of each grid, drawn with a fixed
+    seed.
     """
 
     LEARNT_PIXELS = 20_000
@@ -65,15 +66,14 @@ class PixelClassifier:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        pixels, labels = [], []
+        pixels, labels, draw = [], [], np.random.default_rng(0)
         for grid in grids:
-            counted = grid.labels != ignore_index
-            pixels.append(np.asarray(grid.values)[:, counted].T)
-            labels.append(grid.labels[counted])
-        pixels, labels = np.concatenate(pixels), np.concatenate(labels)
-        drawn = np.random.default_rng(0).permutation(len(labels))[: self.LEARNT_PIXELS]
+            counted = np.argwhere(grid.labels != ignore_index)
+            drawn = tuple(draw.permutation(counted)[: -(-self.LEARNT_PIXELS // len(grids))].T)
+            pixels.append(grid.values[(slice(None), *drawn)].T)  # of a file on the disk these alone are read
+            labels.append(grid.labels[drawn])
         self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-        self.model.fit(pixels[drawn], labels[drawn])
+        self.model.fit(np.concatenate(pixels), np.concatenate(labels))
 
     def __call__(self, grid: LabelledGrid) -> torch.Tensor:
         labels = self.model.predict(np.asarray(grid.values).reshape(len(grid.values), -1).T)

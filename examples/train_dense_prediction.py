@@ -8,12 +8,13 @@ it exactly.
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Data are split by
 time: the last steps are held out, and to choose settings by, `--validation_steps` measures on those before them
 instead. The model sees fields less their mean in the training time, by calendar month where steps are months, and
-learns the change from the last step. `output_dir` gets the model, `climatology.npy` (that mean), `metrics.jsonl`,
-`predictions.png`, a model card and the checkpoints of the run; a U-Net to compare with lies in `output_dir/unet`.
+learns the change from the last step. `output_dir` gets the model, `climatology.npy` (that mean), `forecast.json` (what
+examples/predict.py needs beside), `metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints
+of the run; a U-Net to compare with lies in `output_dir/unet`.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from dense_prediction_data import (
 from dense_prediction_peer import unet_for
 from dense_prediction_report import draw_forecasts, headings, loading_lines, score_lines, write_model_card
 from dense_prediction_scores import forecast_all, rmse, score_all
-from peers import peer_arguments
+from peers import start_peer_run
 from results import OURS, write_results
 from training_run import (
     RunArguments,
@@ -156,9 +157,7 @@ def main() -> None:
     last, forecast, truth = train(run, model)
     forecasts, cpu_seconds = {OURS: forecast}, {OURS: run.cpu_seconds}
     if arguments.peer is not None:
-        longer = training if arguments.peer_steps is None else replace(training, max_train_steps=arguments.peer_steps)
-        peer_run = TrainingRun(longer, peer_arguments(run_arguments, arguments.peer))
-        accelerator.print(f"Now the U-Net, in {peer_run.output_dir}.")
+        peer_run = start_peer_run(training, run_arguments, arguments.peer, arguments.peer_steps)
         peer = unet_for(config, sizes[OURS])
         name = f"circular U-Net with {peer.num_parameters():,} parameters"
         _, forecasts[name], _ = train(peer_run, peer)

@@ -9,20 +9,20 @@ Train a model that gives each pixel a class, on one CPU or many GPUs, and resume
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Folders hold
 pictures, or arrays of any number of axes (`.npy`, TIFF, NIfTI), and masks of the same names. The model learns on random
 crops and is measured on whole grids. With `--peer unet` a U-Net with as many parameters is trained in the same way, in
-`output_dir/unet`. `output_dir` gets the model, `metrics.jsonl`, `predictions.png`, a model card and the checkpoints of
-the run. Needs the extra `segmentation`.
+`output_dir/unet`. `output_dir` gets the model, `metrics.jsonl`, `results.json`, `predictions.png`, a model card and the
+checkpoints of the run. Needs the extra `segmentation`.
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from grid_augmentation import RandomGridChanges
-from peers import peer_arguments
+from peers import start_peer_run
 from results import OURS, write_results
 from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
 from segmentation_peer import unet_for
@@ -172,9 +172,7 @@ def main() -> None:
     scores = {OURS: train(run, model)}
     cpu_seconds = {OURS: run.cpu_seconds}
     if arguments.peer is not None:
-        longer = training if arguments.peer_steps is None else replace(training, max_train_steps=arguments.peer_steps)
-        peer_run = TrainingRun(longer, peer_arguments(run_arguments, arguments.peer))
-        accelerator.print(f"Now the U-Net, in {peer_run.output_dir}.")
+        peer_run = start_peer_run(training, run_arguments, arguments.peer, arguments.peer_steps)
         peer = unet_for(config, sizes[OURS])
         name = f"U-Net with {peer.num_parameters():,} parameters"
         scores[name] = train(peer_run, peer)

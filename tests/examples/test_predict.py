@@ -83,6 +83,19 @@ def test_volumes(tmp_path, predict, suffix, options):
     assert np.array_equal(labels, expected) and len(np.unique(labels)) > 1 and labels.dtype == np.uint8
 
 
+@pytest.mark.parametrize(("ignore_index", "dtype"), [(255, np.uint8), (-100, np.int16)])
+def test_no_class_where_nothing_is_known(tmp_path, predict, ignore_index, dtype):
+    processor = AxialGridProcessor(patch_size=[2, 3], num_channels=2)
+    options = {"num_channels": 2, "semantic_loss_ignore_index": ignore_index}
+    save(tmp_path / "model", AxialForSemanticSegmentation, processor, [4, 6], [2, 3], **options)
+    values = np.random.default_rng(0).normal(size=(2, 4, 9))
+    values[:, :2, 3:6] = values[0, 3] = np.nan  # a whole cell, and one of the channels
+    np.save(tmp_path / "a.npy", values)
+    labels = np.load(predict(tmp_path / "model", tmp_path / "a.npy") / "a.npy")
+    assert labels.dtype == dtype and np.array_equal(labels == ignore_index, np.isnan(values).all(0))
+    assert set(np.unique(labels[labels != ignore_index])) <= {0, 1, 2}
+
+
 def test_pictures_become_pictures_with_a_palette(tmp_path, predict):
     processor = AxialImageProcessor(num_channels=3, patch_size=[2, 3], do_resize=False, do_pad=True)
     model = save(tmp_path / "model", AxialForSemanticSegmentation, processor, [8, 9], [2, 3], num_channels=3)
@@ -237,7 +250,12 @@ def test_other_models_are_named(tmp_path, monkeypatch):
     save(tmp_path / "masked", AxialForMaskedImageModeling, processor, [4, 6], 2)
     save(tmp_path / "dense", AxialForDensePrediction, processor, [4, 6], 2)
     np.save(tmp_path / "a.npy", np.zeros((4, 6)))
-    for name, message in (("masked", "AxialForMaskedImageModeling, none of"), ("dense", "lacks forecast.json")):
+    save(tmp_path / "number", AxialForImageClassification, processor, [4, 6], 2, num_labels=1)
+    for name, message in (
+        ("masked", "AxialForMaskedImageModeling, none of"),
+        ("dense", "lacks forecast.json"),
+        ("number", "gives numbers or several classes at once"),
+    ):
         arguments = [str(tmp_path / name), str(tmp_path / "a.npy"), "--output_dir", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
         with pytest.raises(ValueError, match=message):
