@@ -2,12 +2,13 @@
 Makes this repository a model repository: copies models that were trained here into it.
 
     python examples/make_checkpoint.py digits
-    python examples/make_checkpoint.py digits-autoregressive
+    python examples/make_checkpoint.py digits-autoregressive nuclei2d
 
-The first is what `make demo` has trained, and goes into the root: its weights and JSON files, and the metadata at the
-top of `README.md`. The second is what `make generate` has trained, and goes into `checkpoints/`, with its model card
-and samples; it is opened with `subfolder=`. In a trained folder the code lies beside the weights. Here it lies in
-`modeling_axial/`, for all of them, and the `auto_map` of the JSON files says so with a slash.
+The first is what `make demo` has trained in `outputs/digits`, and goes into the root: its weights and JSON files, and
+the metadata at the top of `README.md`. Any other folder of `outputs/` goes into `checkpoints/`, with its model card,
+its pictures and what a forecast needs beside the weights; it is opened with `subfolder=`. In a trained folder the code
+lies beside the weights. Here it lies in `modeling_axial/`, for all of them, and the `auto_map` of the JSON files says
+so with a slash.
 """
 
 import json
@@ -19,6 +20,8 @@ from huggingface_hub import ModelCard
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 2 * 1024**2  # bytes; the weights travel with every clone
+# Beside the model card, of those that there are; without what a stopped run needs to go on.
+COMPANIONS = ("samples.png", "predictions.png", "forecast.json", "climatology.npy")
 
 
 def code_in_folder(stored: dict) -> dict:
@@ -31,7 +34,7 @@ def copy_checkpoint(trained: Path, target: Path) -> None:
     """Copies weights and configuration without the code."""
     weights = trained / "model.safetensors"
     if not weights.exists():
-        raise FileNotFoundError(f"{weights} is missing: train the model first, with `make demo` or `make generate`")
+        raise FileNotFoundError(f"{weights} is missing: train the model first, `make demo` does for the digits")
     if weights.stat().st_size > LARGEST:
         raise ValueError(f"{weights} has {weights.stat().st_size} bytes, at most {LARGEST} are to be in the repository")
     target.mkdir(parents=True, exist_ok=True)
@@ -51,10 +54,12 @@ def make_digits(trained: Path) -> None:
     readme.save(ROOT / "README.md")
 
 
-def make_digits_autoregressive(trained: Path) -> None:
+def make_subfolder(trained: Path) -> None:
     subfolder = f"checkpoints/{trained.name}"
     copy_checkpoint(trained, ROOT / subfolder)
-    shutil.copyfile(trained / "samples.png", ROOT / subfolder / "samples.png")
+    for name in COMPANIONS:
+        if (trained / name).exists():
+            shutil.copyfile(trained / name, ROOT / subfolder / name)
     card = ModelCard.load(trained / "README.md")
     alone, inside = f'from_pretrained("{trained.name}"', f'from_pretrained(".", subfolder="{subfolder}"'
     if alone not in card.text:
@@ -63,17 +68,14 @@ def make_digits_autoregressive(trained: Path) -> None:
     card.save(ROOT / subfolder / "README.md")
 
 
-CHECKPOINTS = {"digits": make_digits, "digits-autoregressive": make_digits_autoregressive}
-
-
 def main() -> None:
     names = sys.argv[1:]
-    if not names or not set(names) <= CHECKPOINTS.keys():
-        raise ValueError(f"name the checkpoints to make, of {' '.join(CHECKPOINTS)}; got {' '.join(names) or 'none'}")
+    if not names:
+        raise ValueError("name the checkpoints to make: `digits`, or other folders of outputs/")
     for name in names:
-        trained = ROOT / "outputs" / name
-        CHECKPOINTS[name](trained)
-        print(f"The model of {trained} is now in this repository.")
+        make = make_digits if name == "digits" else make_subfolder
+        make(ROOT / "outputs" / name)
+        print(f"The model of outputs/{name} is now in this repository.")
 
 
 if __name__ == "__main__":

@@ -32,18 +32,29 @@ def test_a_checkpoint_takes_its_code_from_the_root(trained, monkeypatch, tmp_pat
     make(monkeypatch, "digits-autoregressive")
     made = tmp_path / "checkpoints" / "digits-autoregressive"
     assert {path.name for path in made.iterdir()} == {"README.md", "config.json", "model.safetensors", "samples.png"}
+    assert (made / "samples.png").read_text() == "samples.png"
     config = json.loads((made / "config.json").read_text())
     assert config == {"auto_map": {"AutoModel": "modeling_axial/a_file.AClass"}, "hidden_size": 8}
     card = (made / "README.md").read_text()
     assert 'from_pretrained(".", subfolder="checkpoints/digits-autoregressive", trust_remote_code=True)' in card
 
 
+def test_a_forecast_brings_what_it_needs_beside_its_weights(trained, monkeypatch, tmp_path):
+    (trained / "samples.png").unlink()
+    names = {"preprocessor_config.json", "predictions.png", "forecast.json", "climatology.npy"}
+    for name in names:
+        (trained / name).write_text(json.dumps({"auto_map": {}}))
+    make(monkeypatch, "digits-autoregressive")
+    made = tmp_path / "checkpoints" / "digits-autoregressive"
+    assert {path.name for path in made.iterdir()} == names | {"README.md", "config.json", "model.safetensors"}
+
+
 def test_what_cannot_be_a_checkpoint(trained, monkeypatch):
-    for names in ((), ("nothing",), ("digits", "nothing")):
-        with pytest.raises(ValueError, match="digits digits-autoregressive"):
-            make(monkeypatch, *names)
-    with pytest.raises(FileNotFoundError, match="make demo"):
-        make(monkeypatch, "digits")
+    with pytest.raises(ValueError, match="name the checkpoints"):
+        make(monkeypatch)
+    for name in ("digits", "nothing"):
+        with pytest.raises(FileNotFoundError, match="make demo"):
+            make(monkeypatch, name)
     (trained / "README.md").write_text(CARD.format(name="another"))
     with pytest.raises(ValueError, match="does not say from_pretrained"):
         make(monkeypatch, "digits-autoregressive")
