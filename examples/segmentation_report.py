@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from results import OURS
 from segmentation_data import FolderPairs, LabelledGrid
+from segmentation_datasets import HubPairs
 from segmentation_samples import IndianPines, Nuclei
 from segmentation_scores import Scores
 
@@ -99,7 +100,7 @@ def class_colours(num_labels: int) -> ListedColormap:
 
 def write_model_card(
     output_dir: Path,
-    data: Nuclei | IndianPines | FolderPairs,
+    data: Nuclei | IndianPines | FolderPairs | HubPairs,
     scores: dict[str, Scores],
     num_axes: int,
     hub_model_id: str | None,

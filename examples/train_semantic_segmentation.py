@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from grid_augmentation import RandomGridChanges
 from peers import start_peer_run
 from results import OURS, write_results
 from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
+from segmentation_datasets import HubPairs
 from segmentation_peer import unet_for
 from segmentation_report import draw_predictions, loading_lines, score_lines, write_model_card
 from segmentation_samples import BUILT_IN, IndianPines, Nuclei
@@ -39,7 +40,7 @@ from training_run import (
     make_adamw,
     push_to_hub,
 )
-from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 from modeling_axial.training import parse_arguments
@@ -55,11 +56,19 @@ class DataArguments:
     config_name: str | None = described(
         None, "The model: a preset of configuration/models or a JSON file; its classes follow from the data."
     )
-    dataset_name: Literal["nuclei2d", "nuclei3d", "indian_pines"] | None = described(
+    model_name_or_path: str | None = described(
         None,
-        "Nuclei in a picture or in a volume, in stardist, one half to learn from and the other to measure on; or crops "
-        "in 200 wavelengths, in tensorly, in blocks to learn from and to measure on.",
+        "Instead, a checkpoint to start from, a folder or a model on the Hub; heads and losses are as it has them.",
     )
+    ignore_mismatched_sizes: bool = described(False, "Start with a new last layer if the checkpoint has other classes.")
+    dataset_name: str | None = described(
+        None,
+        "`nuclei2d`, `nuclei3d`: nuclei in a picture or in a volume, in stardist, one half to learn from and the other "
+        "to measure on. `indian_pines`: crops in 200 wavelengths, in tensorly, in blocks to learn from and to measure "
+        "on. Or pictures and masks on the Hub, or in a folder that `datasets` reads.",
+    )
+    image_column_name: str = described("image", "Where the last have their pictures,")
+    mask_column_name: str = described("label", "and where their masks.")
     train_image_dir: str | None = described(None, "Instead, a folder of pictures or arrays to learn from,")
     train_mask_dir: str | None = described(None, "one of their masks, files of the same names but for the endings,")
     validation_image_dir: str | None = described(None, "and the same to measure on:")
@@ -81,8 +90,13 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if self.config_name is None:
-            raise ValueError("--config_name is missing; the recipes in configuration/training have it")
+        if (self.config_name is None) == (self.model_name_or_path is None):
+            raise ValueError(
+                "give either --config_name (a new model), as the recipes in configuration/training do, or "
+                "--model_name_or_path (a trained one)"
+            )
+        if self.model_name_or_path is not None and self.peer is not None:
+            raise ValueError("--peer is for new models: a U-Net does not start from --model_name_or_path")
         given = [name for name in FOLDERS if getattr(self, name) is not None]
         if (self.dataset_name is None) == (not given):
             raise ValueError(f"give either --dataset_name, or all of --{', --'.join(FOLDERS)}")
@@ -90,8 +104,8 @@ class DataArguments:
             missing = [name for name in FOLDERS if name not in given]
             raise ValueError(f"--{', --'.join(given)} must come with --{', --'.join(missing)}")
         check_at_least(1, self, "peer_steps")
-        if self.dataset_name is not None and (self.label_names is not None or self.binary_masks):
-            raise ValueError("--label_names and --binary_masks are for folders; built-in data have their own classes")
+        if self.dataset_name in BUILT_IN and (self.label_names is not None or self.binary_masks):
+            raise ValueError("--label_names and --binary_masks are for data of yours; built-in ones have their classes")
 
 
 @dataclass
@@ -167,7 +181,7 @@ def main() -> None:
         run.save_model(model)
         return score(map_by(model), data.held_out)
 
-    model = AxialForSemanticSegmentation(config)
+    model = make_model(arguments, config)
     sizes = {OURS: model.num_parameters()}
     scores = {OURS: train(run, model)}
     cpu_seconds = {OURS: run.cpu_seconds}
@@ -210,20 +224,21 @@ def main() -> None:
 
 def load_data(
     arguments: DataArguments, training: SegmentationTrainingArguments
-) -> tuple[AxialConfig, Nuclei | IndianPines | FolderPairs]:
+) -> tuple[AxialConfig, Nuclei | IndianPines | FolderPairs | HubPairs]:
     """The configuration of a model for the data, and these. `ValueError`: for what does not fit together."""
-    config = load_preset(arguments.config_name)
-    if not isinstance(config, AxialConfig):
-        raise ValueError(f"{arguments.config_name} has no dense head: it has model_type={config.model_type!r}")
-    if arguments.dataset_name is not None:
+    config = starting_config(arguments)
+    names = None
+    if arguments.label_names is not None:
+        names = [name.strip() for name in arguments.label_names.split(",")]
+    if arguments.dataset_name in BUILT_IN:
         kind = BUILT_IN[arguments.dataset_name]
         if training.fold >= kind.num_folds:
             raise ValueError(f"{arguments.dataset_name} has the folds 0 to {kind.num_folds - 1}, got {training.fold}")
         data = kind(config, training.fold, training.validation_share)
+    elif arguments.dataset_name is not None:
+        columns = arguments.image_column_name, arguments.mask_column_name
+        data = HubPairs(config, arguments.dataset_name, *columns, names, arguments.binary_masks)
     else:
-        names = None
-        if arguments.label_names is not None:
-            names = [name.strip() for name in arguments.label_names.split(",")]
         data = FolderPairs(
             config,
             (arguments.train_image_dir, arguments.train_mask_dir),
@@ -237,7 +252,33 @@ def load_data(
         "id2label": dict(enumerate(data.label_names)),
         "label2id": {name: number for number, name in enumerate(data.label_names)},
     }
-    return load_preset(arguments.config_name, **of_data), data
+    if arguments.model_name_or_path is not None and data.num_channels != config.num_channels:
+        raise ValueError(
+            f"{arguments.model_name_or_path} takes {config.num_channels} channels, and the data have "
+            f"{data.num_channels}"
+        )
+    return starting_config(arguments, **of_data), data
+
+
+def starting_config(arguments: DataArguments, **changes: Any) -> AxialConfig:
+    """The configuration of a preset or of a checkpoint, with changes."""
+    if arguments.model_name_or_path is None:
+        config = load_preset(arguments.config_name, **changes)
+    else:
+        config = AutoConfig.from_pretrained(arguments.model_name_or_path, **changes)
+    if not isinstance(config, AxialConfig):
+        name = arguments.config_name or arguments.model_name_or_path
+        raise ValueError(f"{name} has no dense head: it has model_type={config.model_type!r}")
+    return config
+
+
+def make_model(arguments: DataArguments, config: AxialConfig) -> AxialForSemanticSegmentation:
+    """A new model, or one that starts from a checkpoint of any encoder; what that has not is drawn anew."""
+    if arguments.model_name_or_path is None:
+        return AxialForSemanticSegmentation(config)
+    return AxialForSemanticSegmentation.from_pretrained(
+        arguments.model_name_or_path, config=config, ignore_mismatched_sizes=arguments.ignore_mismatched_sizes
+    )
 
 
 def crop_size(training: SegmentationTrainingArguments, config: AxialConfig) -> tuple[int, ...]:

@@ -282,6 +282,49 @@ def launch_two(*arguments):
     return launch(SCRIPT, arguments)
 
 
+@pytest.fixture
+def picture_columns(tmp_path):
+    """A folder that `datasets` reads: pictures in colour, and masks of three classes in the column `mask`."""
+    draw = np.random.default_rng(1)
+    for split in ("train", "test"):
+        for part in ("images", "masks"):
+            (tmp_path / "data" / split / part).mkdir(parents=True)
+        labels = draw.integers(0, 3, (11, 13), dtype=np.uint8)
+        Image.fromarray(labels).save(tmp_path / "data" / split / "masks" / "0.png")
+        Image.fromarray(np.stack([80 * labels] * 3, -1)).save(tmp_path / "data" / split / "images" / "0.png")
+        names = "file_name,mask_file_name\nimages/0.png,masks/0.png\n"
+        (tmp_path / "data" / split / "metadata.csv").write_text(names)
+    return tmp_path / "data"
+
+
+def test_a_trained_model_goes_on_with_other_classes_of_a_data_set(unbroken, picture_columns, tmp_path, monkeypatch):
+    trained, _ = unbroken["pictures"]
+    arguments = [f"--model_name_or_path={trained}", f"--dataset_name={picture_columns}", "--mask_column_name=mask"]
+    arguments += [f"--output_dir={tmp_path / 'run'}", "--max_train_steps=1", "--learning_rate=0"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        train_semantic_segmentation.main()
+    exit_code, printed = train(*arguments, "--ignore_mismatched_sizes")
+    assert exit_code == 0, printed
+    before, after = (
+        train_semantic_segmentation.AxialForSemanticSegmentation.from_pretrained(folder)
+        for folder in (trained, tmp_path / "run")
+    )
+    assert after.config.num_labels == 3 and after.config.label2id == {"0": 0, "1": 1, "2": 2}
+    after = after.state_dict()
+    other = {name for name, tensor in before.state_dict().items() if not torch.equal(tensor, after.get(name))}
+    assert other and all(after[name].shape[0] == 3 for name in other)  # the last layer
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "on the split train of `data`" in card and "on the split test of `data`" in card
+
+
+def test_a_checkpoint_of_other_channels(unbroken, monkeypatch, tmp_path):
+    arguments = [f"--model_name_or_path={unbroken['pictures'][0]}", "--dataset_name=nuclei2d"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(ValueError, match="takes 3 channels, and the data have 1"):
+        train_semantic_segmentation.main()
+
+
 # Errors
 
 NUCLEI = ["--config_name=nuclei2d", "--dataset_name=nuclei2d"]
@@ -296,11 +339,13 @@ def test_numbers_per_axis():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--dataset_name=nuclei2d"], "--config_name is missing"),
+        (["--dataset_name=nuclei2d"], "give either --config_name .* or --model_name_or_path"),
+        ([*NUCLEI, "--model_name_or_path=a"], "give either --config_name"),
+        (["--model_name_or_path=a", "--dataset_name=nuclei2d", "--peer=unet"], "--peer is for new models"),
         (["--config_name=nuclei2d"], "give either --dataset_name, or all of --train_image_dir"),
         ([*NUCLEI, "--train_image_dir=a"], "give either --dataset_name"),
         (["--config_name=nuclei2d", "--train_image_dir=a", "--train_mask_dir=b"], "must come with --validation_image"),
-        ([*NUCLEI, "--binary_masks"], "are for folders"),
+        ([*NUCLEI, "--binary_masks"], "are for data of yours"),
         ([*NUCLEI, "--dataset_name=nuclei3d"], "img3d.tif has 3 axes; the model has 2"),
         ([*NUCLEI, "--config_name=digits_autoregressive"], "has no dense head"),
         ([*NUCLEI, "--fold=2"], "nuclei2d has the folds 0 to 1, got 2"),
