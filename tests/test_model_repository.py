@@ -6,16 +6,27 @@ the folders of `checkpoints/`, which take their code from the root.
 import json
 import re
 import runpy
+import sys
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 
+import modeling_axial
 from configuration import load_preset
-from modeling_axial import AxialForCausalImageModeling, AxialForImageClassification, AxialImageProcessor
+from modeling_axial import AxialForImageClassification, AxialImageProcessor
 from tests.conftest import ROOT
 
-GENERATOR = ROOT / "checkpoints" / "digits-autoregressive"
+CHECKPOINTS = ROOT / "checkpoints"
+GENERATOR = CHECKPOINTS / "digits-autoregressive"
+PRESETS = {
+    "digits-autoregressive": "digits_autoregressive",
+    "nuclei2d": "nuclei2d",
+    "nuclei3d": "nuclei3d",
+    "sst": "sst",
+    "air-temperature": "air_temperature",
+}
 
 CLASSIFIER_AND_DIGITS = """
 import gzip, importlib.util, sys
@@ -60,6 +71,30 @@ print("recognised", accuracy(drawn[:, 0].numpy().astype(np.uint8), wanted))
 """
 )
 
+MEASURE_NUCLEI = """
+import importlib.util, sys
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+repository, subfolder, image, mask = sys.argv[1:]
+opened = {"subfolder": subfolder, "trust_remote_code": True}
+model = AutoModelForSemanticSegmentation.from_pretrained(repository, **opened)
+processor = AutoImageProcessor.from_pretrained(repository, **opened)
+images = Path(importlib.util.find_spec("stardist").submodule_search_locations[0]) / "data" / "images"
+picture, nuclei = tifffile.imread(images / image), tifffile.imread(images / mask) > 0
+right = picture.shape[-1] // 2
+picture, nuclei = picture[..., right:], nuclei[..., right:]
+with torch.inference_mode():
+    outputs = model(**processor(picture, return_tensors="pt"))
+(predicted,) = processor.post_process_semantic_segmentation(outputs, [picture.shape])
+found = predicted.numpy() == 1
+print(np.mean([(a & b).sum() / (a | b).sum() for a, b in ((found, nuclei), (~found, ~nuclei))]))
+"""
+
 
 def code_in_folder(stored):
     return runpy.run_path(str(ROOT / "examples" / "make_checkpoint.py"))["code_in_folder"](stored)
@@ -102,23 +137,75 @@ def test_generator_opens_elsewhere_and_is_as_good_as_its_card_says(run_python):
     assert measured["recognised"] == pytest.approx(float(share) / 100, abs=0.2)
 
 
-def test_generator_is_weights_and_a_card_and_what_the_code_would_write(tmp_path):
-    model = AxialForCausalImageModeling.from_pretrained(GENERATOR)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("nuclei2d", ("img2d.tif", "mask2d.tif")), ("nuclei3d", ("img3d.tif", "mask3d.tif"))],
+    ids=["nuclei2d", "nuclei3d"],
+)
+def test_nuclei_open_elsewhere_and_are_as_good_as_their_cards_say(run_python, name, files):
+    (result,) = ModelCard.load(CHECKPOINTS / name / "README.md").data.eval_results
+    assert result.metric_type == "mean_iou" and "right half" in result.dataset_name
+    printed = float(run_python(MEASURE_NUCLEI, ROOT, f"checkpoints/{name}", *files).stdout)
+    assert printed == pytest.approx(result.metric_value, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["sst", "air-temperature"])
+def test_forecasts_are_as_good_as_their_cards_say(monkeypatch, name):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "examples"), str(ROOT / "examples" / "benchmarks")])
+    from accelerate import Accelerator
+    from dense_prediction_data import BUILT_IN, ForecastData, ForecastSetup, MeasuredPasts, split_by_time
+    from dense_prediction_scores import forecast_all, rmse
+    from torch.utils.data import DataLoader
+
+    folder = CHECKPOINTS / name
+    (result,) = ModelCard.load(folder / "README.md").data.eval_results
+    assert result.metric_type == "rmse"
+    model = modeling_axial.AxialForDensePrediction.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    setup, climatology = ForecastSetup.load(str(folder))
+    fields = BUILT_IN[PRESETS[name]].read(model.config.num_axes)
+    held_out = {"sst": 12, "air-temperature": 40}[name]
+    data = ForecastData(fields, split_by_time(fields, held_out, 0, setup.history, setup.lead_time), setup)
+    assert np.array_equal(data.climatology, climatology, equal_nan=True)
+    loader = DataLoader(MeasuredPasts(data, 1), batch_size=8)
+    _, forecasts, truth = forecast_all(Accelerator(cpu=True), model, data, processor, loader, rollout=1)
+    assert len(truth) == held_out
+    assert rmse(forecasts, truth, None)[0, 0] == pytest.approx(result.metric_value, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_checkpoint_is_weights_and_a_card_and_what_the_code_would_write(tmp_path, name):
+    folder = CHECKPOINTS / name
+    stored = json.loads((folder / "config.json").read_text())
+    model = getattr(modeling_axial, stored["architectures"][0]).from_pretrained(folder)
     model.save_pretrained(tmp_path)
-    written, stored = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, GENERATOR))
-    written.pop("transformers_version", None), stored.pop("transformers_version", None)
-    assert stored == code_in_folder(written)
-    names = {path.name for path in GENERATOR.iterdir()}
-    assert names == {"README.md", "config.json", "model.safetensors", "samples.png"}
-    assert (GENERATOR / "model.safetensors").stat().st_size <= 2 * 1024**2
-    assert (GENERATOR / "samples.png").stat().st_size <= 200_000
-    assert 'from_pretrained(".", subfolder="checkpoints/digits-autoregressive"' in (GENERATOR / "README.md").read_text()
+    of_kind = {"samples.png"} if name == GENERATOR.name else {"predictions.png", "preprocessor_config.json"}
+    if (folder / "forecast.json").exists():
+        of_kind |= {"forecast.json", "climatology.npy"}
+    if "preprocessor_config.json" in of_kind:
+        AutoImageProcessor.from_pretrained(folder).save_pretrained(tmp_path)
+    for file in {"config.json", "preprocessor_config.json"} & (of_kind | {"config.json"}):
+        written, stored = (json.loads((each / file).read_text()) for each in (tmp_path, folder))
+        written.pop("transformers_version", None), stored.pop("transformers_version", None)
+        assert stored == code_in_folder(written)
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"} | of_kind
+    assert (folder / "model.safetensors").stat().st_size <= 2 * 1024**2
+    assert all(path.stat().st_size <= 500_000 for path in folder.glob("*.png"))
+    assert f'from_pretrained(".", subfolder="checkpoints/{name}"' in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("folder", "preset"), [(ROOT, "digits"), (GENERATOR, "digits_autoregressive")], ids=["root", "generator"]
+    ("folder", "preset"),
+    [(ROOT, "digits"), *((CHECKPOINTS / name, preset) for name, preset in PRESETS.items())],
+    ids=["root", *PRESETS],
 )
 def test_checkpoint_is_its_preset(folder, preset):
     config, preset = AutoConfig.from_pretrained(folder), load_preset(preset)
     differing = {name for name, value in preset.to_dict().items() if config.to_dict().get(name) != value}
-    assert differing <= {"architectures", "auto_map", "dtype", "id2label", "label2id", "problem_type", "_name_or_path"}
+    of_data = {"id2label", "label2id", "problem_type"}
+    assert differing <= of_data | {"architectures", "auto_map", "dtype", "_name_or_path"}
+
+
+def test_every_folder_is_tested():
+    assert {path.name for path in CHECKPOINTS.iterdir()} == PRESETS.keys()
