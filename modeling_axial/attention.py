@@ -30,6 +30,9 @@ from .position_embeddings import AxisCells, line_classes, prepare_line
 
 # CUDA attention kernels put batch and heads on grid dimensions that end at 65,535 (pytorch #142228, #146704).
 MAX_LINES = 65_535
+# The backward of flash attention counts with 32 bits what it accumulates for queries: batch, heads, the length in tiles
+# of 128, head_dim of at least 32. Beyond, it reads foreign memory (flash-attention #1500, measured in TabPFN #1184).
+MAX_ACCUMULATED = {"cuda": 2**31}
 
 
 def fold_lines_into_heads(states: torch.Tensor, axis: int) -> torch.Tensor:
@@ -356,19 +359,31 @@ def _leave_a_key(
 
 
 def _attend_in_pieces(interface, module, query, key, value, mask, **options):
-    """One call of the interface, or several where batch or heads exceed what a CUDA kernel launches."""
+    """One call of the interface, or several where batch or heads exceed what a CUDA kernel takes."""
     # An exported graph keeps its sizes open, and a comparison would close them.
     for dim in () if torch.compiler.is_exporting() else (0, 1):
-        if query.shape[dim] > MAX_LINES:
+        most = _largest_piece(query)[dim]
+        if query.shape[dim] > most:
             broadcast = mask is None or mask.shape[dim] == 1
-            masks = [mask] * -(-query.shape[dim] // MAX_LINES) if broadcast else mask.split(MAX_LINES, dim)
-            pieces = zip(*(states.split(MAX_LINES, dim) for states in (query, key, value)), masks, strict=True)
+            masks = [mask] * -(-query.shape[dim] // most) if broadcast else mask.split(most, dim)
+            pieces = zip(*(states.split(most, dim) for states in (query, key, value)), masks, strict=True)
             outputs, weights = zip(
                 *(_attend_in_pieces(interface, module, *piece, **options) for piece in pieces), strict=True
             )
             # Interfaces return (batch, length, heads, head_dim).
             return torch.cat(outputs, 2 * dim), None if weights[0] is None else torch.cat(weights, dim)
     return interface(module, query, key, value, mask, **options)
+
+
+def _largest_piece(query: torch.Tensor) -> tuple[int, int]:
+    """How much of the batch, and how many heads, one call of a kernel takes; one of each at least."""
+    limit = MAX_ACCUMULATED.get(query.device.type)
+    if limit is None:
+        return MAX_LINES, MAX_LINES
+    _, num_heads, length, head_dim = query.shape
+    lines = limit // (-(-length // 128) * 128 * max(head_dim, 32))
+    heads = max(1, min(lines, MAX_LINES, num_heads))
+    return max(1, min(lines // heads, MAX_LINES)), heads
 
 
 def _check_arguments(query, key, value, axis, mask, bias, pair_mask, is_causal) -> None:

@@ -422,6 +422,45 @@ def test_more_lines_than_a_kernel_takes_are_split(monkeypatch, axis, masked, bac
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("batch", "heads"), [(5, 2), (1, 20), (7, 9), (30, 1)])
+@pytest.mark.parametrize(
+    ("length", "head_dim", "lines"), [(3, 4, 8), (128, 32, 8), (129, 32, 4), (3, 33, 7), (600, 64, 1)]
+)
+def test_no_call_accumulates_more_than_flash_attention_counts(monkeypatch, batch, heads, length, head_dim, lines):
+    """As if CPUs had the bound of GPUs, and it were that of 8 lines of 128 cells and a head_dim of 32."""
+    query = states(batch, heads, length, head_dim, dtype=torch.float32)
+    monkeypatch.setattr(attention_module, "MAX_ACCUMULATED", {"cpu": 8 * 128 * 32})
+    calls = []
+
+    def backend(module, query, key, value, mask, **options):
+        calls.append(query.shape[0] * query.shape[1])
+        return attention_module.fused_attention_forward(module, query, key, value, mask, **options)
+
+    split, _ = attention_module._attend_in_pieces(backend, None, query, query, query, None)
+    whole, _ = attention_module.fused_attention_forward(None, query, query, query, None)
+    torch.testing.assert_close(split, whole)
+    assert max(calls) <= lines and sum(calls) == batch * heads
+    assert len(calls) <= -(-batch * heads // lines) * 2  # and none is much smaller than it may be
+
+
+@pytest.mark.parametrize(
+    ("shape", "piece"),
+    [
+        ((300_000, 1, 128, 64), (65_535, 1)),
+        ((1, 300_000, 128, 64), (4, 65_535)),
+        ((70_000, 32, 100, 16), (16_384, 32)),  # 2**31 / (128 * 32) = 524,288 lines
+        ((70_000, 32, 128, 128), (4_096, 32)),
+        ((9, 3, 2**24, 128), (1, 1)),
+        ((9, 3, 2**23, 128), (1, 2)),
+    ],
+    ids=str,
+)
+def test_the_bound_on_a_gpu(monkeypatch, shape, piece):
+    assert attention_module.MAX_ACCUMULATED == {"cuda": 2**31}
+    monkeypatch.setattr(attention_module, "MAX_ACCUMULATED", {"meta": 2**31})
+    assert attention_module._largest_piece(torch.empty(shape, device="meta")) == piece
+
+
 @pytest.mark.parametrize("backend", sorted(ALL_BACKENDS))
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("sizes", [(2,), (1,), (3, 2), (3, 1), (1, 2)], ids=str)
