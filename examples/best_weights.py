@@ -64,8 +64,8 @@ class BestWeights:
         """Which weights these are, as a clause."""
         extreme = "highest" if self.larger_is_better else "lowest"
         return (
-            f"those of evaluation {self.chosen} of {self.evaluations}, with the {extreme} {self.metric}, "
-            f"{self.value:.4g}"
+            f"those of evaluation {self.chosen} of {self.evaluations}, with the {extreme} {self.metric} "
+            f"({self.value:.4g})"
         )
 
     def _save(self, models: list, weights: list, folder: str) -> None:

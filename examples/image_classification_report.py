@@ -138,7 +138,7 @@ def draw_predictions(
 
     figure = Figure(figsize=(COLUMNS, 1.3 * rows + 7), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.3 * rows + 0.3, 1.7, 5])
-    top.suptitle(f"{len(spread)} of {len(dataset)} pictures that training has not seen: predicted class")
+    top.suptitle(f"{len(spread)} of {len(dataset)} pictures measured on: predicted class")
     middle.suptitle(f"{min(COLUMNS, len(wrong))} of {len(wrong)} errors: predicted ≠ true class")
     for part, indices, part_rows in ((top, spread, rows), (middle, wrong[:COLUMNS], 1)):
         panels = part.subplots(part_rows, COLUMNS, squeeze=False).ravel()

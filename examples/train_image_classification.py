@@ -156,6 +156,9 @@ def main() -> None:
         check_nothing_is_trained(model_arguments, training, run_arguments)
     run = TrainingRun(training, run_arguments)
     accelerator, output_dir = run.accelerator, run.output_dir
+    best = None
+    if training.load_best_model_at_end:
+        best = BestWeights(accelerator, training.metric_for_best_model, training.metric_for_best_model == "accuracy")
 
     data = load_data(data_arguments, training, run_arguments.eval_only)
     for note in data.notes:
@@ -179,7 +182,7 @@ def main() -> None:
         name = str(model_arguments.model_name_or_path)
         scores = validate(accelerator.prepare_model(model, evaluation_mode=True))
         if accelerator.is_main_process:
-            print(f"{scores.accuracy:7.2%}  {name}, on {len(parts.validation)} pictures of {data.measured_on}")
+            print(f"{scores.accuracy:7.2%}  {name}, on {data.measured_on}")
             write_results(output_dir, {name: scores.by_name(data.label_names)}, {}, {})
             report(output_dir, model, parts.validation, scores, data.label_names)
         run.close()
@@ -188,9 +191,6 @@ def main() -> None:
     model.base_model.requires_grad_(not model_arguments.freeze_backbone)
     optimizer = make_adamw(model.parameters(), training)
     run.load(parts.train, data_arguments.dataloader_num_workers)
-    best = None
-    if training.load_best_model_at_end:
-        best = BestWeights(accelerator, training.metric_for_best_model, training.metric_for_best_model == "accuracy")
 
     def batch_loss(model: torch.nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
         pixel_values, labels = batch
@@ -216,9 +216,8 @@ def main() -> None:
     scores = measure_at_end(model)
     measured = {f"this model, on {len(parts.final)} pictures kept out of training": scores.accuracy}
     if chosen_on_others:
-        measured[f"this model, on {len(parts.validation)} others, which have chosen its weights"] = validate(
-            model
-        ).accuracy
+        chosen_by = f"this model, on {len(parts.validation)} others, which have chosen its weights"
+        measured[chosen_by] = validate(model).accuracy
     if isinstance(data, Digits):
         with attention_silenced(accelerator.unwrap_model(model)):
             measured["this model with the outputs of its attention set to zero"] = measure_at_end(model).accuracy
@@ -328,7 +327,10 @@ def report(
     print(f"{scores.loss:7.4f}  validation_loss, its mean cross-entropy there")
     print(*score_lines(scores, label_names), sep="\n")
     draw_predictions(output_dir / "predictions.png", model, dataset, scores.predictions, scores.labels, label_names)
-    paragraphs = [f"Its mean cross-entropy there is {scores.loss:.4f}.", score_table(scores, label_names)]
+    paragraphs = [
+        f"Mean cross-entropy on what is measured on: {scores.loss:.4f}. Class by class:",
+        score_table(scores, label_names),
+    ]
     if len(label_names) <= DRAWN_CLASSES:
         draw_confusion(output_dir / "confusion.png", scores, label_names)
         paragraphs.append("![Which class is taken for which](confusion.png)")

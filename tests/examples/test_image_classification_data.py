@@ -3,8 +3,10 @@
 import importlib.util
 import math
 import os
+import shutil
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +14,15 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from examples import image_classification_data
 from examples.image_classification_data import (
     Digits,
     HubPictures,
     PictureFolder,
     RandomAffine,
+    RandomResizedCrop,
     readable_pictures,
+    set_apart,
 )
 from modeling_axial import AxialImageProcessor
 
@@ -135,6 +140,19 @@ def test_a_class_that_is_not_measured_is_said(folders):
     (note,) = data.notes
     assert note.endswith("validation has no pictures of ['cat', 'owl']: they are not measured")
     assert (data.trained_on, data.measured_on) == ("the folder `train`", "the folder `validation`")
+
+
+def test_one_of_two_folders_is_enough(folders):
+    train_dir, validation_dir = folders(train="cat/0.png dog/1.png owl/2.png", validation="dog/3.png")
+    processor = AxialImageProcessor(size=4)
+    alone = PictureFolder(train_dir, None)
+    assert (alone.label_names, alone.name, alone.notes) == (["cat", "dog", "owl"], "train", [])
+    train, validation = alone.datasets(processor)
+    assert len(train) == 3 and validation is None
+    measured = PictureFolder(None, validation_dir)
+    assert (measured.label_names, measured.measured_on) == (["dog"], "the folder `validation`")
+    train, validation = measured.datasets(processor)
+    assert train is None and len(validation) == 1
 
 
 def test_classes_may_be_links(folders, tmp_path):
@@ -291,6 +309,83 @@ def test_a_data_set_whose_labels_are_kept_secret_or_one_is_named(tmp_path, names
         HubPictures(str(tmp_path))
 
 
+# A part that is set apart
+
+
+def share_of(folder, share=0.25, seed=0):
+    data = PictureFolder(str(folder), None)
+    train, _ = data.datasets(AxialImageProcessor(size=4))
+    rest, apart = set_apart(train, data.label_names, share, seed)
+    names = [{"/".join(Path(part.where(index)).parts[-2:]) for index in range(len(part))} for part in (rest, apart)]
+    assert [len(each) for each in names] == [len(rest), len(apart)] and names[0].isdisjoint(names[1])
+    assert [part[0][1] for part in (rest, apart)] == [part.labels[0] for part in (rest, apart)]
+    return names
+
+
+@pytest.fixture
+def many(folders, tmp_path):
+    """8 cats, 5 dogs and 2 owls."""
+    counts = {"cat": 8, "dog": 5, "owl": 2}
+    folders(train=" ".join(f"{name}/{number}.png" for name, count in counts.items() for number in range(count)))
+    return tmp_path / "train"
+
+
+def count_classes(names):
+    return {kind: sum(name.startswith(kind) for name in names) for kind in ("cat", "dog", "owl")}
+
+
+@pytest.mark.parametrize("share, expected", [(0.25, (2, 1, 1)), (0.5, (4, 2, 1)), (0.99, (7, 4, 1)), (1e-9, (1, 1, 1))])
+def test_a_share_of_each_class_is_set_apart(many, share, expected):
+    rest, apart = share_of(many, share)
+    assert tuple(count_classes(apart).values()) == expected and len(rest) + len(apart) == 15
+
+
+def test_a_share_depends_on_the_seed_and_the_names_alone(many, tmp_path, monkeypatch):
+    _, apart = share_of(many, 0.5)
+    moved = shutil.copytree(many, tmp_path / "elsewhere" / "of another name")
+    assert share_of(moved, 0.5)[1] == apart
+    reverse = image_classification_data._visible
+    monkeypatch.setattr(image_classification_data, "_visible", lambda folder: reverse(folder)[::-1])
+    assert share_of(many, 0.5)[1] == apart
+    assert any(share_of(many, 0.5, seed)[1] != apart for seed in range(1, 4))
+    of_class = [{name.partition("/")[2] for name in apart if name.startswith(kind)} for kind in ("cat", "dog")]
+    assert not of_class[1] <= of_class[0]  # the classes are drawn by themselves, though the files have the same names
+
+
+@pytest.mark.parametrize("new", range(8, 14))
+def test_a_file_more_moves_one_other_at_most(many, new):
+    before = share_of(many, 0.3)[1]
+    shutil.copy(many / "cat" / "0.png", many / "cat" / f"{new}.png")
+    after = share_of(many, 0.3)[1]
+    assert len((before ^ after) - {f"cat/{new}.png"}) <= 1
+
+
+def test_a_share_of_a_single_picture_is_refused(many):
+    (many / "owl" / "1.png").unlink()
+    with pytest.raises(ValueError, match="the classes owl have a single picture .* validation_share=0.25 needs two"):
+        share_of(many)
+
+
+def test_a_share_of_the_digits_is_set_apart():
+    digits, processor = Digits(), AxialImageProcessor(size={"height": 28, "width": 28}, num_channels=1)
+    train, held_out = digits.datasets(processor)
+    rest, apart = set_apart(train, digits.label_names, 0.2, 0)
+    assert np.bincount(apart.labels).tolist() == [80] * 10 and np.bincount(rest.labels).tolist() == [320] * 10
+    pixels = {part[index][0].numpy().tobytes() for part in (rest, held_out) for index in range(len(part))}
+    assert not any(apart[index][0].numpy().tobytes() in pixels for index in range(len(apart)))
+
+
+def test_damaged_pictures_of_a_share_are_found(many):
+    for name in share_of(many)[1]:
+        (many / name).write_bytes(b"no picture")
+    train, _ = PictureFolder(str(many), None).datasets(AxialImageProcessor(size=4))
+    accelerator = Accelerator(cpu=True)
+    rest, apart = set_apart(train, ["cat", "dog", "owl"], 0.25, 0)
+    assert readable_pictures(rest, ["cat", "dog", "owl"], accelerator) is rest
+    with pytest.raises(ValueError, match=r"4 of 4 pictures cannot be read: .*owl.[01].png"):
+        readable_pictures(apart, ["cat", "dog", "owl"], accelerator)
+
+
 # Augmentation
 
 
@@ -329,14 +424,44 @@ def test_augmentation_equals_the_slow_one(strengths, shape):
     assert (augmented - pictures).abs().amax((1, 2, 3)).min() > 0.05
 
 
+def slow_crop(pictures, crop, draws):
+    """The pixels one by one, each read in the part that is cut out; bilinear, border repeated."""
+    batch, channels, height, width = pictures.shape
+    result = np.zeros(pictures.shape)
+    for b in range(batch):
+        area, factor = 1 - crop * draws[b, 0], math.exp(math.log(4 / 3) * (2 * draws[b, 1] - 1))
+        wide, high = min(1, math.sqrt(area * factor)) * width, min(1, math.sqrt(area / factor)) * height
+        left, top = (width - wide) * draws[b, 2], (height - high) * draws[b, 3]
+        for row in range(height):
+            for column in range(width):
+                y = np.clip(top + (row + 0.5) / height * high - 0.5, 0, height - 1)
+                x = np.clip(left + (column + 0.5) / width * wide - 0.5, 0, width - 1)
+                upper, first = min(int(y), height - 2), min(int(x), width - 2)
+                weights = np.outer([1 - (y - upper), y - upper], [1 - (x - first), x - first])
+                corners = pictures[b, :, upper : upper + 2, first : first + 2]
+                result[b, :, row, column] = (corners * weights).sum((1, 2))
+    return result
+
+
+@pytest.mark.parametrize("crop", [0.1, 0.92])
+@pytest.mark.parametrize("shape", [(5, 1, 7, 11), (3, 2, 13, 5)])
+def test_crops_equal_the_slow_ones(crop, shape):
+    pictures = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    cropped = RandomResizedCrop(crop)(pictures, torch.Generator().manual_seed(2))
+    draws = torch.rand(shape[0], 4, generator=torch.Generator().manual_seed(2)).double().numpy()
+    assert np.abs(cropped.numpy() - slow_crop(pictures.numpy(), crop, draws)).max() < 1e-5  # the draws are float32
+    assert (cropped - pictures).abs().amax((1, 2, 3)).min() > 0.01
+
+
 def test_no_augmentation_changes_nothing():
     pictures = torch.rand(3, 1, 5, 7)
     assert RandomAffine()(pictures, torch.Generator()) is pictures
+    assert RandomResizedCrop()(pictures, torch.Generator()) is pictures
 
 
-def test_processes_draw_what_one_would():
+@pytest.mark.parametrize("augment", [RandomAffine(0.2, 20, 0.2, 10), RandomResizedCrop(0.5)], ids=["affine", "crop"])
+def test_processes_draw_what_one_would(augment):
     pictures = torch.rand(6, 1, 5, 7)
-    augment = RandomAffine(0.2, 20, 0.2, 10)
     alone = augment(pictures, torch.Generator().manual_seed(0))
     for process in range(3):
         part = augment(pictures[process::3], torch.Generator().manual_seed(0), process, 3)
@@ -350,3 +475,9 @@ def test_impossible_strengths_are_refused(strength):
     (name,) = strength
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, "):
         RandomAffine(**strength)
+
+
+@pytest.mark.parametrize("crop", [-0.1, 1, math.nan])
+def test_impossible_crops_are_refused(crop):
+    with pytest.raises(ValueError, match=r"crop must be in \[0, 1\), got"):
+        RandomResizedCrop(crop)
