@@ -142,10 +142,10 @@ def class_fields(pictures: PictureFolder | HubPictures) -> dict:
 
 def on_grid(picture: Image.Image, config: AxialDecoderConfig) -> np.ndarray:
     """
-    A picture on the grid of a model: uint8 (C, height, width). What is too long in one direction is cut off at both
-    ends, the rest made smaller or larger; transparency becomes white.
+    A picture, or a frame of a clip, on the grid of a model: uint8 (C, height, width). What is too long in one direction
+    is cut off at both ends, the rest made smaller or larger; transparency becomes white.
     """
-    height, width = config.image_size
+    height, width = config.image_size[-2:]
     picture = convert_channels(scale_to_8_bits(picture), config.num_channels)
     pixels = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
     return pixels.reshape(height, width, config.num_channels).transpose(2, 0, 1)

@@ -74,8 +74,8 @@ class DataArguments:
     label_column_name: str = described("label", "and where their classes.")
     train_dir: str | None = described(
         None,
-        "Instead, a folder of pictures, in one subfolder for each class or, without classes, in the folder itself. Each "
-        "is cut (in the centre) and resized to the model's image_size, and gets its channels and levels.",
+        "Instead, a folder of pictures, in one subfolder for each class or, without classes, in the folder itself. "
+        "They are cut at the sides and resized to the model's image_size, and get its channels and levels.",
     )
     validation_dir: str | None = described(None, "The same for pictures to measure on. Default: see validation_share.")
     skip_broken: bool = described(False, "Leave out pictures that cannot be read, instead of refusing to start.")
