@@ -142,8 +142,9 @@ def main() -> None:
         run = TrainingRun(training, run_arguments)
         for note in pictures.notes:
             run.accelerator.print(note)
-        num_workers, skip_broken = arguments.dataloader_num_workers, arguments.skip_broken
-        data = OwnPictures(pictures, config, run.accelerator, num_workers, skip_broken)
+        split = training.validation_share or DEFAULT_SHARE, training.seed
+        reading = arguments.dataloader_num_workers, arguments.skip_broken
+        data = OwnPictures(pictures, config, run.accelerator, *split, *reading)
     accelerator, output_dir = run.accelerator, run.output_dir
 
     model = AxialForCausalImageModeling(config)
@@ -209,9 +210,7 @@ def find_pictures(
     if training.validation_share is not None and (arguments.train_dir is None or arguments.validation_dir is not None):
         raise ValueError("--validation_share is for a --train_dir without --validation_dir: leave it out")
     if arguments.train_dir is not None:
-        return open_folders(
-            arguments.train_dir, arguments.validation_dir, training.validation_share or DEFAULT_SHARE, training.seed
-        )
+        return open_folders(arguments.train_dir, arguments.validation_dir)
     if arguments.dataset_name in DATA_SETS:
         return None
     return HubPictures(arguments.dataset_name, arguments.image_column_name, arguments.label_column_name)

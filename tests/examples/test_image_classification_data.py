@@ -344,8 +344,8 @@ def test_a_share_depends_on_the_seed_and_the_names_alone(many, tmp_path, monkeyp
     _, apart = share_of(many, 0.5)
     moved = shutil.copytree(many, tmp_path / "elsewhere" / "of another name")
     assert share_of(moved, 0.5)[1] == apart
-    reverse = image_classification_data._visible
-    monkeypatch.setattr(image_classification_data, "_visible", lambda folder: reverse(folder)[::-1])
+    reverse = image_classification_data.visible
+    monkeypatch.setattr(image_classification_data, "visible", lambda folder: reverse(folder)[::-1])
     assert share_of(many, 0.5)[1] == apart
     assert any(share_of(many, 0.5, seed)[1] != apart for seed in range(1, 4))
     of_class = [{name.partition("/")[2] for name in apart if name.startswith(kind)} for kind in ("cat", "dog")]
