@@ -2,6 +2,9 @@
 
 With `num_items_in_batch`, the number of labels in all batches that `Trainer` accumulates, a loss counts for the share
 of these labels that it has seen, so that those of all batches add up.
+
+Each is made of sums over pixels and of nothing else, which `over_all` makes those of the whole grid where a process has
+a part of it: numbers to numbers of the same shape. The loss is then that of the whole, on every process.
 """
 
 from collections.abc import Callable
@@ -13,19 +16,28 @@ from .configuration_axial import AxialConfig
 from .masks import boolean_mask, broadcasts, clear_masked, values_are_hidden
 
 NOT_A_LABEL = -100  # to transformers' losses, and to `Trainer` where it counts labels
+OverAll = Callable[[torch.Tensor], torch.Tensor]
 
 
-def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def of_the_whole(sums: torch.Tensor) -> torch.Tensor:
+    """The `over_all` of a process that has the whole grid."""
+    return sums
+
+
+def weighted_mean(values: torch.Tensor, weights: torch.Tensor, over_all: OverAll = of_the_whole) -> torch.Tensor:
     """Σ weights · values / Σ weights, 0 where all weights are 0."""
-    total = weights.sum()
-    return (weights * values).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+    total = over_all(weights.sum())
+    return over_all((weights * values).sum()) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def share_of_all(
-    loss: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    loss: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None,
+    over_all: OverAll = of_the_whole,
 ) -> torch.Tensor:
     """The loss for the share that these labels are of `num_items_in_batch`, which counts as `Trainer` does."""
-    return loss if num_items_in_batch is None else loss * (labels != NOT_A_LABEL).sum() / num_items_in_batch
+    return loss if num_items_in_batch is None else loss * over_all((labels != NOT_A_LABEL).sum()) / num_items_in_batch
 
 
 def in_full(numbers: torch.Tensor) -> torch.Tensor:
@@ -46,7 +58,9 @@ def pixels_that_count(pixel_mask: torch.Tensor | None, like: torch.Tensor) -> to
     return everything if pixel_mask is None else everything & pixel_mask.unsqueeze(1)
 
 
-def dice_loss(probabilities: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def dice_loss(
+    probabilities: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, over_all: OverAll = of_the_whole
+) -> torch.Tensor:
     """1 - Dice, the mean over samples and classes (Milletari et al. 2016, arXiv 1606.04797).
 
     probabilities (B, classes, *pixels), target and boolean counted (B, *pixels). Of each sample and class
@@ -54,8 +68,8 @@ def dice_loss(probabilities: torch.Tensor, target: torch.Tensor, counted: torch.
     """
     counted = counted.unsqueeze(1).to(probabilities.dtype)
     one_hot = torch.zeros_like(probabilities).scatter(1, target.unsqueeze(1), counted)
-    both = (probabilities * one_hot).flatten(2).sum(2)
-    each = (probabilities * counted + one_hot).flatten(2).sum(2)
+    both = over_all((probabilities * one_hot).flatten(2).sum(2))
+    each = over_all((probabilities * counted + one_hot).flatten(2).sum(2))
     return 1 - ((2 * both + 1) / (each + 1)).mean()
 
 
@@ -65,6 +79,7 @@ def segmentation_loss(
     config: AxialConfig,
     pixel_mask: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
+    over_all: OverAll = of_the_whole,
     **kwargs,
 ) -> torch.Tensor:
     """Cross-entropy of logits (B, num_labels, *pixels) with `class_weights`, plus `dice_loss_weight` · Dice loss.
@@ -95,10 +110,10 @@ def segmentation_loss(
     weights = counted.to(logits.dtype)
     if config.class_weights is not None:
         weights = weights * logits.new_tensor(config.class_weights)[target]
-    loss = weighted_mean(nn.functional.cross_entropy(logits, target, reduction="none"), weights)
+    loss = weighted_mean(nn.functional.cross_entropy(logits, target, reduction="none"), weights, over_all)
     if config.dice_loss_weight:
-        loss = loss + config.dice_loss_weight * dice_loss(logits.softmax(1), target, counted)
-    return share_of_all(loss, labels, num_items_in_batch)
+        loss = loss + config.dice_loss_weight * dice_loss(logits.softmax(1), target, counted, over_all)
+    return share_of_all(loss, labels, num_items_in_batch, over_all)
 
 
 def squared_error(prediction: torch.Tensor, target: torch.Tensor, config: AxialConfig) -> torch.Tensor:
@@ -138,6 +153,7 @@ def prediction_loss(
     loss_mask: torch.Tensor | None = None,
     loss_weights: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
+    over_all: OverAll = of_the_whole,
     **kwargs,
 ) -> torch.Tensor:
     """The mean error of a prediction over the numbers that count, each with its weight.
@@ -163,14 +179,17 @@ def prediction_loss(
     if loss_weights is not None:
         weights = weights * broadcastable(loss_weights, shape, "loss_weights")
     target = clear_masked(labels.to(prediction.device, prediction.dtype), counted)
-    loss = weighted_mean(PREDICTION_ERRORS[config.prediction_loss](prediction, target, config), weights)
-    return share_of_all(loss, labels, num_items_in_batch)
+    loss = weighted_mean(PREDICTION_ERRORS[config.prediction_loss](prediction, target, config), weights, over_all)
+    return share_of_all(loss, labels, num_items_in_batch, over_all)
 
 
 def reconstruction_loss(
-    pixel_values: torch.Tensor, reconstruction: torch.Tensor, pixel_mask: torch.Tensor | None
+    pixel_values: torch.Tensor,
+    reconstruction: torch.Tensor,
+    pixel_mask: torch.Tensor | None,
+    over_all: OverAll = of_the_whole,
 ) -> torch.Tensor:
     """The mean absolute error over the pixels of `pixel_mask` (B, *pixels), whatever stands in others."""
     reconstruction, counted = in_full(reconstruction), pixels_that_count(pixel_mask, pixel_values)
     errors = (reconstruction - clear_masked(pixel_values, counted)).abs()
-    return weighted_mean(errors, counted.to(errors.dtype))
+    return weighted_mean(errors, counted.to(errors.dtype), over_all)

@@ -293,6 +293,7 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
         self.dense_head = DENSE_HEAD_CLASSES[config.dense_head](config)
         self.pixel_decoder = self.make_projection(config.num_channels)
         self.mask_token = MaskToken(config)
+        self.loss_function = reconstruction_loss
         self.post_init()
 
     @torch.no_grad()
@@ -345,7 +346,7 @@ class AxialForMaskedImageModeling(AxialDensePreTrainedModel):
         loss = None
         if bool_masked_pos is not None:
             pixel_mask = self.pixel_mask(wanted, pixel_values.shape[2:])
-            loss = reconstruction_loss(pixel_values, reconstruction, pixel_mask)
+            loss = self.loss_function(pixel_values, reconstruction, pixel_mask)
         return MaskedImageModelingOutput(
             loss=loss,
             reconstruction=reconstruction,

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -234,6 +236,75 @@ def test_reconstruction_written_out():
     assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-13)
     everything = reconstruction_loss(pixel_values, reconstruction, None)
     assert everything.item() == pytest.approx((pixel_values - reconstruction).abs().mean().item(), rel=1e-13)
+
+
+# ---- parts of a grid ----
+
+
+def losses_of_parts(loss, parts):
+    """What each part is given as its loss, all of them run at once, and the sums over all."""
+    meeting, sums = Barrier(len(parts)), [None] * len(parts)
+
+    def run(number):
+        def over_all(own):
+            sums[number] = own
+            meeting.wait(20)
+            total = torch.stack(sums).sum(0)
+            meeting.wait(20)
+            return total
+
+        return loss(*parts[number], over_all=over_all)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(run, range(len(parts))))
+
+
+LOSSES_OF_PARTS = {
+    "cross-entropy": {},
+    "class weights": {"class_weights": [0.5, 2, 0.0, 1.25]},
+    "Dice": {"dice_loss_weight": 0.7},
+    **{kind: {"prediction_loss": kind, "quantiles": [0.2, 0.7]} for kind in PREDICTION_ERRORS},
+    "reconstruction": {},
+}
+
+
+@pytest.mark.parametrize("items", [None, 17], ids=["", "accumulated"])
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("name", LOSSES_OF_PARTS)
+def test_losses_of_parts_are_made_of_sums(name, masked, items):
+    """The loss on every part is that of the whole; one of the parts has no pixel that counts."""
+    config, sizes = make_config(**LOSSES_OF_PARTS[name]), (5, 3)
+    pixel_mask = draw(2, *sizes, seed=3) > -0.5 if masked else torch.ones(2, *sizes, dtype=torch.bool)
+    pixel_mask[:, 4] = False
+    if name == "reconstruction":
+        values = draw(2, 3, *sizes), draw(2, 3, *sizes, seed=1), pixel_mask
+
+        def loss(wanted, reconstruction, mask, **kwargs):
+            return reconstruction_loss(wanted, reconstruction, mask, **kwargs)
+
+    elif name in PREDICTION_ERRORS:
+        numbers = (2,) if name == "quantile" else ()
+        weights = draw(1, 1, sizes[0], 1, seed=4).square() if masked else torch.ones(1, 1, *sizes)
+        values = draw(2, 1, *sizes), draw(2, 1, *numbers, *sizes, seed=1), pixel_mask, weights
+
+        def loss(labels, prediction, mask, weights, **kwargs):
+            keywords = kwargs | {"loss_weights": weights, "num_items_in_batch": items}
+            return prediction_loss(labels, prediction, config, mask, **keywords)
+
+    else:
+        values = labels_of(sizes), draw(2, 4, *sizes), pixel_mask
+
+        def loss(labels, logits, mask, **kwargs):
+            return segmentation_loss(labels, logits, config, mask, items, **kwargs)
+
+    parts = [
+        [each.narrow(each.dim() - 2, first, count) for each in values] for first, count in ((0, 3), (3, 1), (4, 1))
+    ]
+    expected = loss(*values)
+    assert expected > 0
+    for found in losses_of_parts(loss, parts):
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    assert not any(torch.allclose(loss(*part), expected, rtol=1e-3) for part in parts)  # as they would be alone
 
 
 # ---- accumulated batches ----

@@ -10,7 +10,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from ..modeling_axial_dense import AxialDensePreTrainedModel
 from ..modeling_axial_heads import AxialForVideoClassification
 from .agreement import arguments_in_words, check_agreement, named_arguments
 from .switching import shard_sizes
@@ -87,13 +86,6 @@ class LocalCallCheck(CallCheck):
                 )
         else:
             refusals.append(f"pixel_values must be a tensor of {len(model.config.patch_shape) + 2} dims.")
-        if isinstance(model, AxialDensePreTrainedModel):
-            for name in ("labels", "bool_masked_pos"):
-                if given.get(name) is not None:
-                    refusals.append(
-                        f"{name} would make a loss that is a mean over each rank's part alone: compute the loss from "
-                        "the outputs, each rank's sum times the number of ranks over the count of all."
-                    )
         sizes = [int(told) for told in self.agree(model, words, refusals, str(cells))]
         if sizes != shard_sizes(sum(sizes), len(sizes)) or 0 in sizes:
             raise ValueError(

@@ -22,10 +22,12 @@ from ..dense_heads import LinearDenseHead
 from ..feed_forward import AxialConvolutionFeedForward, AxialGatedMLP, AxialMLP
 from ..modeling_axial import AxialModel
 from ..modeling_axial_decoder import AxialForCausalImageModeling
+from ..modeling_axial_dense import AxialDensePreTrainedModel
 from ..pooling import MeanPooling
 from ..position_embeddings import LearnedPositionEmbedding
 from ..residual_updates import DropPath
 from .call_check import CallCheck, LocalCallCheck
+from .loss_of_parts import LossOfParts
 from .shared_draws import SharedDraws
 from .switching import shard_slice
 from .trunk_split import LocalTrunkSplit, ShardedExecutor, TrunkSplit, layers_of, sharded
@@ -128,7 +130,7 @@ def shard_axis(
 
     With `gather`, every rank is given the same whole pixels and gets whole results. Without, each is given its part of
     all that lies on the grid (pixels, masks, positions of the split axis), cut by `own_slice`, and gets its part of the
-    results; no rank ever holds the whole grid, and the mean over it is that of all parts.
+    results; no rank ever holds the whole grid, and the mean over it and losses are those of all parts.
 
     Train it with gradients averaged over all ranks, those along the axis too: by DDP over the default process group, or
     by FSDP2, put around the model after this call. Dropout differs between the ranks, as it does between the cells.
@@ -166,6 +168,8 @@ def shard_axis(
         refuse_inexact_parts(model)
         check = LocalCallCheck(mesh, timeout, axis)
         make_split = partial(LocalTrunkSplit, sizes_of_call=lambda: check.sizes)
+        if isinstance(model, AxialDensePreTrainedModel):
+            model.loss_function = LossOfParts(model.loss_function, mesh, timeout)
     handles = [model.register_forward_pre_hook(check, with_kwargs=True)]
     if isinstance(model, AxialForCausalImageModeling):
         handles += SharedDraws(model, trunks, mesh).handles
@@ -195,4 +199,6 @@ def unshard_axis(model: Model) -> Model:
     for module in model.modules():
         if module.__dict__.get("generate") is refuse_to_generate:
             del module.generate
+        if isinstance(module, AxialDensePreTrainedModel) and isinstance(module.loss_function, LossOfParts):
+            module.loss_function = module.loss_function.whole
     return model

@@ -48,10 +48,21 @@ FEATURES: dict[str, dict[str, Any]] = {
     "reversible, rotary, convolution": {"reversible": True, "feed_forward": "convolution"},
     "stored streams": {"reversible": True},
 }
+# Fields of the configuration that shape losses; all but the plain ones leave out what does not count.
+LOSSES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weighted": {"class_weights": [0.5, 2.0, 1.25], "prediction_loss": "absolute"},
+    "of two terms": {
+        "class_weights": [0.0, 1.0, 2.0],
+        "dice_loss_weight": 0.7,
+        "prediction_loss": "quantile",
+        "quantiles": [0.2, 0.7],
+    },
+}
 MODES = ("sequential", "sum", "split", "alternating")
 POSITIONS = ("counted", "given", "of samples")
 # Those that give parts of what they are given parts of.
-LOCAL_HEADS = ("trunk", "classifier", "backbone", "segmentation", "prediction")
+LOCAL_HEADS = ("trunk", "classifier", "backbone", "segmentation", "masked", "prediction")
 HEADS = ("trunk", "trunk", "classifier", "backbone", "segmentation", "pyramid", "masked", "prediction")
 
 
@@ -69,6 +80,7 @@ class Case(NamedTuple):
     training: bool
     passes: int  # forward passes before their backward
     gathers: bool = True  # every rank is given the whole grid, or its part
+    loss: str = "plain"
 
     @property
     def name(self) -> str:
@@ -95,7 +107,7 @@ def make_case(number: int, world_sizes: tuple[int, ...]) -> Case:
         passes=draw.choice((1, 1, 2)),
     )
     possible = case.head in LOCAL_HEADS and "pooling" not in case.feature and case.grid[case.axis] >= case.world_size
-    return case._replace(gathers=not possible or draw.random() < 0.3)
+    return case._replace(gathers=not possible or draw.random() < 0.3, loss=draw.choice(list(LOSSES)))
 
 
 def configuration(case: Case) -> AxialConfig:
@@ -113,7 +125,7 @@ def configuration(case: Case) -> AxialConfig:
         "num_labels": 3,
         "dense_head": "pyramid" if case.head == "pyramid" else "linear",
     }
-    return AxialConfig(**fields | FEATURES[case.feature])
+    return AxialConfig(**fields | FEATURES[case.feature] | LOSSES[case.loss])
 
 
 MODELS: dict[str, Callable[[AxialConfig], Any]] = {
@@ -160,12 +172,20 @@ def make_inputs(case: Case, number: int = 0) -> dict[str, Any]:
             inputs["position_period"] = [float(cells + (axis == 0)) for axis, cells in zip(axes, grid, strict=True)]
     if case.head == "classifier":
         inputs["labels"] = torch.randint(3, (batch,), generator=generator)
-    elif case.head in ("segmentation", "pyramid") and case.gathers:
+    elif case.head in ("segmentation", "pyramid"):
         inputs["labels"] = torch.randint(3, (batch, *pixels), generator=generator)
+        if case.loss != "plain":
+            inputs["labels"][torch.rand(batch, *pixels, generator=generator) < 0.2] = -100
     elif case.head == "masked":
         inputs["bool_masked_pos"] = torch.rand(batch, *grid, generator=generator) < 0.4
-    elif case.head == "prediction" and case.gathers:
+    elif case.head == "prediction":
         inputs["labels"] = torch.randn(batch, 1, *pixels, generator=generator, dtype=torch.float64)
+        if case.loss != "plain":
+            inputs["loss_mask"] = torch.rand(batch, 1, *pixels, generator=generator) < 0.8
+            of_first_axis = (1, 1, pixels[0], *[1] * (len(pixels) - 1))
+            inputs["loss_weights"] = torch.rand(of_first_axis, generator=generator, dtype=torch.float64)
+    if case.loss == "of two terms" and case.head in ("segmentation", "pyramid", "prediction"):
+        inputs["num_items_in_batch"] = 50
     if case.head in ("trunk", "backbone"):
         inputs["output_hidden_states"] = True
     return inputs
@@ -188,12 +208,15 @@ def cells_of(case: Case, rank: int, scale: int = 1) -> slice:
 
 def part_of(case: Case, name: str, whole: torch.Tensor, rank: int) -> torch.Tensor:
     """What a rank is given, or gives, of an argument or an output."""
-    patch = PATCHES[len(case.grid)][case.axis]
-    if name in ("pixel_values", "prediction") or (name == "logits" and case.head == "segmentation"):
-        dim, own = case.axis + 2, cells_of(case, rank, patch)
+    patch, from_end = PATCHES[len(case.grid)][case.axis], case.axis - len(case.grid)
+    of_pixels = ("pixel_values", "prediction", "reconstruction", "loss_mask", "loss_weights")
+    if name in of_pixels or (name in ("logits", "labels") and case.head != "classifier"):
+        if whole.shape[from_end] == 1:  # weights along another axis
+            return whole
+        dim, own = from_end, cells_of(case, rank, patch)
     elif name.startswith("feature_maps"):
         dim, own = case.axis + 2, cells_of(case, rank)
-    elif name.startswith(("last_hidden_state", "hidden_states", "attention_mask")):
+    elif name.startswith(("last_hidden_state", "hidden_states", "attention_mask", "bool_masked_pos")):
         dim, own = case.axis + 1, cells_of(case, rank)
     else:
         return whole

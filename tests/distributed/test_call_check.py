@@ -78,8 +78,9 @@ def misuses_of_parts(mesh, pixels, inputs):
         found["another width"] = error_of(model, **on_second_rank(parts, "pixel_values", lambda x: x[..., :-1]))
         found["no dims"] = error_of(model, **on_second_rank(parts, "pixel_values", lambda x: x[0]))
         dense = shard_axis(make_model(CASE._replace(head="segmentation")), mesh, 0, gather=False, timeout=LIMIT)
-        labels = torch.zeros(2, 10, 3, dtype=torch.long)
-        found["a loss of parts"] = error_of(dense, **{**parts, "labels": labels})
+        parts["labels"] = torch.zeros(2, 2 * (own.stop - own.start), 3, dtype=torch.long)
+        found["right labels of parts"] = error_of(dense, **parts)
+        found["labels of one rank"] = error_of(dense, **on_second_rank(parts, "labels", lambda x: None))
     return found
 
 
@@ -104,7 +105,7 @@ MESSAGES = {
     "half a patch": r"a part of 3 pixels along axis 0 is not cut between patches of 2\. \(rank 1",
     "another width": r"rank 0: pixel_values = \(2, 2, its part, 3\) .*; rank 1: pixel_values = \(2, 2, its part, 2\)",
     "no dims": r"pixel_values must be a tensor of 4 dims\. \(rank 1",
-    "a loss of parts": "labels would make a loss that is a mean over each rank's part alone",
+    "labels of one rank": "rank 0: labels = 3 dims of torch.int64; rank 1: labels = None",
 }
 
 
@@ -119,7 +120,7 @@ def test_misuse_raises_on_all_ranks(errors, misuse):
 
 @pytest.mark.distributed
 def test_right_use_raises_on_no_rank(errors):
-    for name in ("right", "right parts", "whole pixels"):
+    for name in ("right", "right parts", "right labels of parts", "whole pixels"):
         assert [rank[name] for rank in errors] == [None, None]
 
 
