@@ -10,6 +10,15 @@ from training_run import RunArguments, TrainingArguments, TrainingRun
 from transformers import PreTrainedModel
 
 
+def check_peer(training: TrainingArguments, peer: str | None) -> None:
+    """`ValueError` for a peer in a run whose model is split along an axis."""
+    if peer is not None and training.axis_parallel_size > 1:
+        raise ValueError(
+            f"--peer {peer} is trained by whole models, not of axis_parallel_size={training.axis_parallel_size}: train "
+            "it in a run without that"
+        )
+
+
 def start_peer_run(training: TrainingArguments, run: RunArguments, name: str, steps: int | None) -> TrainingRun:
     """The run of a peer, in a folder of its own: the same training, of so many optimizer steps if they are given."""
     if steps is not None:

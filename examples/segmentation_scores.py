@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from segmentation_data import LabelledGrid, Processor, as_batch, for_model
 from tiles import predict_in_tiles
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from modeling_axial.training import AxisAccelerator
 
 
 @torch.no_grad()
@@ -108,15 +109,17 @@ def score_all(
     grids: Sequence[LabelledGrid],
     num_labels: int,
     ignore_index: int,
-    accelerator: Accelerator,
+    accelerator: AxisAccelerator,
 ) -> Scores:
     """The scores of maps over all grids. The processes share the work and get the same."""
+    options = {"ignore_index": ignore_index, "process_group": accelerator.data_group}
     metrics = (
-        MulticlassAccuracy(num_labels, average="micro", ignore_index=ignore_index),
-        MulticlassJaccardIndex(num_labels, average="none", ignore_index=ignore_index, zero_division=math.nan),
+        MulticlassAccuracy(num_labels, average="micro", **options),
+        MulticlassJaccardIndex(num_labels, average="none", zero_division=math.nan, **options),
     )
     metrics = [metric.to(accelerator.device) for metric in metrics]
-    for grid in grids[accelerator.process_index :: accelerator.num_processes]:
+    number, count = accelerator.share
+    for grid in grids[number::count]:
         truth = torch.from_numpy(grid.labels.astype(np.int64))
         predicted = map_of(grid)
         for metric in metrics:

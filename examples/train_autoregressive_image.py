@@ -158,8 +158,7 @@ def main() -> None:
             batch["input_ids"],
             training.augment_shift,
             run.sampler.generator(),
-            accelerator.process_index,
-            accelerator.num_processes,
+            *accelerator.share,
         )
         return model(**batch).loss, len(batch["input_ids"])
 

@@ -33,7 +33,7 @@ from dense_prediction_data import (
 from dense_prediction_peer import unet_for
 from dense_prediction_report import draw_forecasts, headings, loading_lines, score_lines, write_model_card
 from dense_prediction_scores import forecast_all, rmse, score_all
-from peers import start_peer_run
+from peers import check_peer, start_peer_run
 from results import OURS, write_results
 from training_run import (
     RunArguments,
@@ -118,6 +118,7 @@ def main() -> None:
     arguments, training, run_arguments = parse_arguments(
         DataArguments, ForecastTrainingArguments, RunArguments, argv=sys.argv[1:]
     )
+    check_peer(training, arguments.peer)
     config, data = load_data(arguments, training)
     weights = data.fields.weights if training.weight_by_latitude else None
     processor = data.make_processor(config)
@@ -133,9 +134,7 @@ def main() -> None:
 
         def batch_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
             if training.augment_sign:
-                batch = change_signs(
-                    batch, run.sampler.generator(), accelerator.process_index, accelerator.num_processes
-                )
+                batch = change_signs(batch, run.sampler.generator(), *accelerator.share)
             return model(**batch).loss, len(batch["labels"])
 
         def measure(model: torch.nn.Module) -> dict[str, float]:

@@ -194,9 +194,7 @@ def main() -> None:
 
     def batch_loss(model: torch.nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
         pixel_values, labels = batch
-        pixel_values = augment(
-            pixel_values, run.sampler.generator(), accelerator.process_index, accelerator.num_processes
-        )
+        pixel_values = augment(pixel_values, run.sampler.generator(), *accelerator.share)
         return model(pixel_values=pixel_values, labels=labels).loss, len(labels)
 
     def measure(model: torch.nn.Module) -> dict[str, float]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from grid_augmentation import RandomGridChanges
-from peers import start_peer_run
+from peers import check_peer, start_peer_run
 from results import OURS, write_results
 from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
 from segmentation_datasets import HubPairs
@@ -145,6 +145,7 @@ def main() -> None:
     arguments, training, run_arguments = parse_arguments(
         DataArguments, SegmentationTrainingArguments, RunArguments, argv=sys.argv[1:]
     )
+    check_peer(training, arguments.peer)
     config, data = load_data(arguments, training)
     crop = crop_size(training, config)
     tile = numbers_per_axis(arguments.tile_size, "tile_size", config.num_axes)
@@ -166,12 +167,12 @@ def main() -> None:
     def train(run: TrainingRun, model: PreTrainedModel) -> Scores:
         """Trains a model, saves it, and returns its scores."""
         run.load([number for number in range(len(data.train)) for _ in range(training.crops_per_grid)])
-        share = accelerator.process_index, accelerator.num_processes
 
         def batch_loss(model: torch.nn.Module, numbers: torch.Tensor) -> tuple[torch.Tensor, int]:
             generator = run.sampler.generator()
             grids = [data.train[number] for number in numbers.tolist()]
-            batch = augment(random_crops(grids, crop, processor, generator, *share), generator, *share)
+            crops = random_crops(grids, crop, processor, generator, *accelerator.share)
+            batch = augment(crops, generator, *accelerator.share)
             return model(**for_model(batch, accelerator.device)).loss, len(numbers)
 
         def measure(model: torch.nn.Module) -> dict[str, float]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub import HfApi
@@ -22,7 +21,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
+from modeling_axial.distributed import shard_axis
 from modeling_axial.training import (
+    AxisAccelerator,
     FixedArguments,
     MetricsLog,
     ResumableSampler,
@@ -70,6 +71,9 @@ class TrainingArguments:
     lr_scheduler_kwargs: str | None = described(None, 'More about the schedule, as JSON: {"min_lr_rate": 0.1}.')
     num_warmup_steps: int = described(0, "Optimizer steps over which the learning rate rises from 0.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = described(None, "None follows `accelerate launch`.")
+    axis_parallel_size: int = described(
+        1, "So many processes work on each example: the longest axis of the model's grid is split over them."
+    )
     seed: int = described(0, "Of the initial weights, the order of the data, dropout and augmentation.")
 
     def __post_init__(self):
@@ -80,6 +84,7 @@ class TrainingArguments:
             "max_train_steps",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
+            "axis_parallel_size",
         )
         check_at_least(0, self, "learning_rate", "weight_decay", "num_warmup_steps")
         if not self.max_grad_norm >= 0:
@@ -164,14 +169,16 @@ class TrainingRun:
     `steps_per_epoch`; after `fit`, the `cpu_seconds` that it took in this process, None if the run was resumed.
 
     Raises:
-        `ValueError`: if the folder is in use, or there is no checkpoint or tracker as asked for.
+        `ValueError`: if the folder is in use, there is no checkpoint or tracker as asked for, or the processes make no
+            whole groups of `axis_parallel_size`.
     """
 
     def __init__(self, training: TrainingArguments, run: RunArguments):
         self.training, self.run = training, run
         self.output_dir = Path(run.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(
+        self.accelerator = AxisAccelerator(
+            training.axis_parallel_size,
             cpu=not torch.accelerator.is_available(),  # said so, or several processes on CPUs would not find each other
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             step_scheduler_with_optimizer=False,  # it would step once for every process, and not where fp16 overflows
@@ -197,8 +204,7 @@ class TrainingRun:
         self.sampler = ResumableSampler(
             len(dataset),  # pyrefly: ignore[bad-argument-type]  map-style data sets have a length
             training.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
+            *accelerator.share,
         )
         # A generator of its own: otherwise an epoch that starts draws from the global one.
         self._loader = prepare_data_loader(  # by itself, because the sampler has split the data already
@@ -216,12 +222,12 @@ class TrainingRun:
             put_on_device=True,
         )
         self._samples_per_step = (
-            training.per_device_train_batch_size * training.gradient_accumulation_steps * accelerator.num_processes
+            training.per_device_train_batch_size * training.gradient_accumulation_steps * accelerator.share[1]
         )
         self.steps_per_epoch = math.ceil(self.sampler.samples_per_epoch / self._samples_per_step)
 
     def load_validation(self, dataset: Dataset, num_workers: int = 0) -> DataLoader:
-        """A loader of what to evaluate on, which splits it over the processes."""
+        """A loader of what to evaluate on, which shares it out to the processes, or groups of them."""
         loader = DataLoader(
             dataset,
             batch_size=self.run.per_device_eval_batch_size,
@@ -229,7 +235,10 @@ class TrainingRun:
             worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),
         )
-        return self.accelerator.prepare(loader)
+        number, count = self.accelerator.share
+        return prepare_data_loader(
+            loader, self.accelerator.device, num_processes=count, process_index=number, put_on_device=True
+        )
 
     def fit(
         self,
@@ -254,11 +263,13 @@ class TrainingRun:
             `FloatingPointError`: for a loss that is not finite, and instead of saving weights that are not.
             `SystemExit`: with STOPPED_EXIT_CODE or INTERRUPTED_EXIT_CODE, when SIGTERM or SIGINT has asked to stop and
                 a checkpoint is saved.
-            `ValueError`: if the checkpoint was made with other arguments, or is behind the last step.
+            `ValueError`: if the checkpoint was made with other arguments, or is behind the last step, or the model
+                cannot be split over `axis_parallel_size` processes.
         """
         self._total_steps = self.training.max_train_steps or self.training.num_train_epochs * self.steps_per_epoch
         self._prepare(model, optimizers, also_saved)
-        set_seed(self.training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
+        # Dropout differs between shares of the examples, the weights do not.
+        set_seed(self.training.seed + self.accelerator.share[0])
         self._step = self._resume()
         self._open_reports()
         from_zero, start = self._step == 0, time.process_time()
@@ -272,6 +283,14 @@ class TrainingRun:
     def _prepare(self, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], also_saved: tuple) -> None:
         """Hands what is trained, with a schedule for each optimizer, to accelerate, and says what checkpoints hold."""
         accelerator, training = self.accelerator, self.training
+        if accelerator.axis_mesh is not None:
+            longest = max(model.config.grid_shape)
+            if longest < training.axis_parallel_size:
+                raise ValueError(
+                    f"axis_parallel_size={training.axis_parallel_size} must be at most {longest}, the cells along the "
+                    f"longest axis of the grid {tuple(model.config.grid_shape)} of the model"
+                )
+            shard_axis(model, accelerator.axis_mesh)
         schedules = [training.make_schedule(optimizer, self._total_steps) for optimizer in optimizers]
         shape_of_run = asdict(training) | {"mixed_precision": accelerator.mixed_precision}
         shape_of_run |= {
@@ -279,7 +298,9 @@ class TrainingRun:
         }
         self._model, *prepared = accelerator.prepare(model, *optimizers, *schedules)
         self._optimizers, self._schedules = prepared[: len(optimizers)], prepared[len(optimizers) :]
-        fixed = FixedArguments(free=("num_train_epochs", "max_train_steps"), **shape_of_run)
+        fixed = FixedArguments(
+            free=("num_train_epochs", "max_train_steps"), added={"axis_parallel_size": 1}, **shape_of_run
+        )
         accelerator.register_for_checkpointing(self.sampler, fixed, *also_saved)
 
     def _resume(self) -> int:
@@ -367,7 +388,7 @@ class TrainingRun:
     def _share_of_loss(self, batch: Any, batch_loss: Callable) -> tuple[torch.Tensor, int]:
         """What a batch adds to the mean loss over all samples of its step, and how many samples all processes have."""
         loss, samples = batch_loss(self._model, batch)
-        samples *= self.accelerator.num_processes
+        samples *= self.accelerator.share[1]
         # The last step of an epoch may have fewer samples; in each step all of its samples count the same.
         first = self.sampler.offset - self.sampler.offset % self._samples_per_step
         return loss * (samples / min(self._samples_per_step, self.sampler.samples_per_epoch - first)), samples

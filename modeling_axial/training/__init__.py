@@ -1,6 +1,7 @@
 """What the training examples share: exact-resume sampler, crash-safe checkpoints, metrics log, YAML recipes, ends."""
 
 from .arguments import FixedArguments, parse_arguments
+from .axis_accelerator import AxisAccelerator
 from .checkpoints import find_checkpoint, load_state, lock_folder, save_state
 from .metrics import MetricsLog, read_metrics
 from .processes import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, StopRequest, end_processes, ignore_stop_signals
@@ -9,6 +10,7 @@ from .sampler import ResumableSampler, seeded_generator
 __all__ = [
     "INTERRUPTED_EXIT_CODE",
     "STOPPED_EXIT_CODE",
+    "AxisAccelerator",
     "FixedArguments",
     "MetricsLog",
     "ResumableSampler",

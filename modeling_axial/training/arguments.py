@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -76,17 +76,19 @@ class FixedArguments:
 
     Args:
         free: names of values that a checkpoint holds, and that may change.
+        added: values of arguments that earlier checkpoints lack, as they were without them.
         values: the arguments that shape the course of a run, as plain values.
     """
 
-    def __init__(self, free: Collection[str] = (), **values: Any):
-        self.free = frozenset(free)
+    def __init__(self, free: Collection[str] = (), added: Mapping[str, Any] | None = None, **values: Any):
+        self.free, self.added = frozenset(free), added or {}
         self.values = values
 
     def state_dict(self) -> dict[str, Any]:
         return self.values
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state_dict = {**self.added, **state_dict}
         for name in sorted((state_dict.keys() | self.values.keys()) - self.free):
             if state_dict.get(name) != self.values.get(name):
                 raise ValueError(

@@ -5,6 +5,7 @@ import time
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather
 
 # As shells report a process that the signal has ended.
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM  # 143
@@ -41,7 +42,8 @@ class StopRequest:
         """Whether any process was asked to stop: the same answer on all of them, each of which must ask."""
         received = self._received
         if self._accelerator.num_processes > 1:
-            received = int(self._accelerator.gather(torch.tensor([received], device=self._accelerator.device)).max())
+            # Of all processes, not of the examples that an accelerator may count once.
+            received = int(gather(torch.tensor([received], device=self._accelerator.device)).max())
         if received:
             self.exit_code = 128 + received
         return received > 0

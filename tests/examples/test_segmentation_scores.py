@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from examples.segmentation_data import LabelledGrid
 from examples.segmentation_samples import Nuclei2d, Nuclei3d
 from examples.segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 from modeling_axial.grid_processing_axial import AxialGridProcessor
+from modeling_axial.training import AxisAccelerator
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_scores_equal_the_slow_ones(ignore_index):
         id(grid): torch.from_numpy(other.labels).long()
         for grid, other in zip(grids, make_grids((5, 7), (3, 11), (2, 2, 3), num_labels=3, seed=1), strict=True)
     }
-    scores = score_all(lambda grid: maps[id(grid)], grids, 4, ignore_index, Accelerator(cpu=True))
+    scores = score_all(lambda grid: maps[id(grid)], grids, 4, ignore_index, AxisAccelerator(cpu=True))
     for label in {0, 1, 2} - {ignore_index}:
         assert scores.ious[label].item() == pytest.approx(slow_iou(maps.values(), grids, label, ignore_index), abs=1e-6)
     assert scores.ious[3].isnan()  # neither there nor predicted
@@ -126,7 +126,7 @@ def test_whole_grids(shape):
 @pytest.mark.parametrize(("data", "fold", "iou"), [(Nuclei2d, 0, 0.767), (Nuclei3d, 0, 0.6318)])
 def test_otsu_on_nuclei(data, fold, iou):
     config = AxialConfig(patch_size=[2] * data.num_axes, image_size=[4] * data.num_axes)
-    scores = score_all(lambda grid: otsu_map(grid, True), data(config, fold).held_out, 2, 255, Accelerator(cpu=True))
+    scores = score_all(lambda grid: otsu_map(grid, True), data(config, fold).held_out, 2, 255, AxisAccelerator(cpu=True))
     assert scores.ious[1].item() == pytest.approx(iou, abs=5e-4)
 
 

@@ -174,6 +174,11 @@ def test_fixed_arguments_refuse_another_value():
         FixedArguments(learning_rate=0.2).load_state_dict(FixedArguments(learning_rate=0.1).state_dict())
     with pytest.raises(ValueError, match="made with seed=None, this run has seed=1"):
         FixedArguments(seed=1).load_state_dict({})
+    added = FixedArguments(added={"axis_parallel_size": 1}, seed=1, axis_parallel_size=1)
+    added.load_state_dict({"seed": 1})
+    added.load_state_dict(added.state_dict())
+    with pytest.raises(ValueError, match="made with axis_parallel_size=2, this run has axis_parallel_size=1"):
+        added.load_state_dict({"seed": 1, "axis_parallel_size": 2})
     longer = FixedArguments(free=("max_train_steps",), seed=1, max_train_steps=9)
     longer.load_state_dict({"seed": 1, "max_train_steps": 5})
     with pytest.raises(ValueError, match="seed=2"):

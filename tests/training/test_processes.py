@@ -15,6 +15,7 @@ from modeling_axial.training import (
     StopRequest,
     end_processes,
     ignore_stop_signals,
+    processes,
 )
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -73,7 +74,7 @@ def test_a_worker_ignores_both_signals(monkeypatch):
     assert calls == [(number, signal.SIG_IGN) for number in SIGNALS]
 
 
-def test_what_any_process_received_stops_all():
+def test_what_any_process_received_stops_all(monkeypatch):
     """Two processes, of which the other has received SIGTERM; their device here is "meta"."""
     received = []
 
@@ -81,7 +82,8 @@ def test_what_any_process_received_stops_all():
         received.append(own.device.type)
         return torch.tensor([0, signal.SIGTERM])
 
-    stop = StopRequest(SimpleNamespace(num_processes=2, device=torch.device("meta"), gather=gather))
+    monkeypatch.setattr(processes, "gather", gather)
+    stop = StopRequest(SimpleNamespace(num_processes=2, device=torch.device("meta")))
     try:
         assert stop.agreed() is True and received == ["meta"]
         assert type(stop.exit_code) is int and stop.exit_code == STOPPED_EXIT_CODE  # a tensor is no exit code
