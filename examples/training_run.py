@@ -268,8 +268,7 @@ class TrainingRun:
         """
         self._total_steps = self.training.max_train_steps or self.training.num_train_epochs * self.steps_per_epoch
         self._prepare(model, optimizers, also_saved)
-        # Dropout differs between shares of the examples, the weights do not.
-        set_seed(self.training.seed + self.accelerator.share[0])
+        set_seed(self.training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
         self._step = self._resume()
         self._open_reports()
         from_zero, start = self._step == 0, time.process_time()
