@@ -16,10 +16,14 @@ from examples.image_classification_report import (
     attention_received,
     attention_silenced,
     baseline_accuracies,
+    draw_confusion,
     draw_predictions,
     loading_lines,
+    score_lines,
+    score_table,
     write_model_card,
 )
+from examples.image_classification_scores import score
 from modeling_axial import AxialConfig, AxialForImageClassification
 
 
@@ -110,6 +114,49 @@ def test_baselines_see_only_what_they_may():
     assert max(baseline_accuracies(Rows).values()) < 0.15
 
 
+def scores_of(*counts):
+    """Of pictures of which `counts[true][predicted]` are taken so."""
+    pairs = [(true, taken) for true, row in enumerate(counts) for taken, count in enumerate(row) for _ in range(count)]
+    labels, predictions = torch.tensor(pairs).unbind(1)
+    return score(torch.full((len(pairs),), 0.5), predictions, labels, len(counts))
+
+
+def test_a_table_names_each_class_and_says_where_there_is_nothing_to_tell():
+    scores = scores_of((3, 1, 0), (1, 1, 0), (0, 0, 0))
+    expected = [("0.7500", "0.7500", "0.7500", "4"), ("0.5000", "0.5000", "0.5000", "2"), ("-", "-", "-", "0")]
+    expected.append(("0.6250", "0.6250", "0.6250", "6"))
+    names = ["cat", "a|b\nc", "owl", "mean of the classes"]
+    head, *lines = score_lines(scores, names[:3])
+    assert head.split() == ["precision", "recall", "f1", "pictures", "class"]
+    for line, cells, name in zip(lines, expected, ["cat", "a|b c", *names[2:]], strict=True):
+        assert line.split(maxsplit=4) == [*cells, name]
+    head, rule, *rows = score_table(scores, names[:3]).splitlines()
+    assert head == "| class | precision | recall | f1 | pictures |" and rule == "| --- | ---: | ---: | ---: | ---: |"
+    assert rows[1] == "| a\\|b c | 0.5000 | 0.5000 | 0.5000 | 2 |" and len(rows) == 4
+
+
+def test_many_classes_are_told_in_the_card_alone():
+    scores = scores_of(*torch.eye(60, dtype=torch.int64).tolist())
+    names = [f"class {number}" for number in range(60)]
+    assert len(score_lines(scores, names)) == 2 and score_lines(scores, names)[1].endswith("mean of the classes")
+    assert len(score_table(scores, names).splitlines()) == 63
+
+
+def test_confusion_is_drawn(tmp_path, monkeypatch):
+    figures, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **b: (figures.append(figure), savefig(figure, *a, **b)))
+    draw_confusion(tmp_path / "confusion.png", scores_of((3, 1, 0), (1, 1, 0), (0, 0, 0)), ["$x$", "dog", "日本"])
+    (panel,) = figures[0].axes
+    texts = {text.get_position(): text.get_text() for text in panel.texts}  # (column, row)
+    assert texts[1, 0] == texts[0, 1] == texts[1, 1] == "1" and texts[0, 0] == "3" and texts[2, 2] == "0"
+    (image,) = panel.images
+    assert image.get_array().tolist() == [[0.75, 0.25, 0], [0.5, 0.5, 0], [0, 0, 0]]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["$x$", "dog", "日本"]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("predicted class", "true class")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert min(picture.size) > 200
+
+
 @pytest.mark.parametrize("number, errors", [(3, 1), (57, 20), (13, 0)])
 def test_figure(tmp_path, number, errors):
     labels = torch.arange(number) % 4
@@ -186,11 +233,12 @@ def test_model_card(tmp_path):
         name, hub_id, license, label_names = "cats, and others", "imagefolder", None, ["cat", "other"]
         trained_on, measured_on = "many cats", "few cats"
 
-    write_model_card(tmp_path, Data, {"this model": 0.123456789, "another": 0.5}, "user/cats")
+    paragraphs = ["The weights are the last.", "| class |\n| --- |\n| cat |"]
+    write_model_card(tmp_path, Data, {"this model": 0.123456789, "another": 0.5}, "user/cats", paragraphs)
     card = ModelCard.load(tmp_path / "README.md")
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("cats, and others", "accuracy", 0.123457)
     assert card.data.license is None and card.data.model_name == "user/cats"
     assert "image_classification.py` on many cats.\n- Measured on few cats.\n" in card.text
-    assert "| this model | 12.35% |\n| another | 50.00% |" in card.text
+    assert "| this model | 12.35% |\n| another | 50.00% |\n\nThe weights are the last.\n\n| class |\n" in card.text
     assert 'from_pretrained("user/cats", trust_remote_code=True)' in card.text and "revision=" in card.text
