@@ -126,7 +126,9 @@ def test_whole_grids(shape):
 @pytest.mark.parametrize(("data", "fold", "iou"), [(Nuclei2d, 0, 0.767), (Nuclei3d, 0, 0.6318)])
 def test_otsu_on_nuclei(data, fold, iou):
     config = AxialConfig(patch_size=[2] * data.num_axes, image_size=[4] * data.num_axes)
-    scores = score_all(lambda grid: otsu_map(grid, True), data(config, fold).held_out, 2, 255, AxisAccelerator(cpu=True))
+    scores = score_all(
+        lambda grid: otsu_map(grid, True), data(config, fold).held_out, 2, 255, AxisAccelerator(cpu=True)
+    )
     assert scores.ious[1].item() == pytest.approx(iou, abs=5e-4)
 
 
