@@ -2,11 +2,14 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from examples.benchmarks.reversible_conformance import LiveBytes
+from examples.segmentation_scores import predict
 from examples.tiles import positions_of_parts, predict_in_tiles, whole_tile
-from modeling_axial import AxialConfig, AxialForDensePrediction, AxialForSemanticSegmentation
+from modeling_axial import AxialConfig, AxialForDensePrediction, AxialForSemanticSegmentation, AxialGridProcessor
 
 
 def make_model(model_class=AxialForSemanticSegmentation, native=(6, 10), patch=(2, 1), **overrides):
@@ -109,6 +112,29 @@ def test_tiles_begin_at_patches_and_overlap_as_asked(monkeypatch):
     pixel_values = (100 * rows + columns).expand(1, 2, 20, 40).double()
     in_tiles(model, {"pixel_values": pixel_values}, (8, 20), overlap=0.25)
     assert starts == {100 * row + column for row in (0, 6, 12) for column in (0, 15, 20)}
+
+
+@pytest.mark.parametrize("to_classes", [False, True])
+def test_the_memory_of_the_model_is_that_of_a_tile(to_classes):
+    """
+    The peak of all tensors that are alive, without the batch, the logits and MONAI's weights, is that of the smallest
+    grid of more than one tile, to the byte, and with the classes of its pixels.
+    """
+    overrides = {"position_embedding": "relative", "dense_head": "pyramid", "num_channels": 1, "num_labels": 4}
+    model = make_model(native=(16, 16, 16), patch=(4, 4, 4), hidden_size=64, **overrides).float()
+    processor, peaks = AxialGridProcessor(patch_size=[4, 4, 4]), []
+    for shape in ((16, 16, 20), (33, 40, 29)):
+        values = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+        batch = {"pixel_values": processor(values, return_tensors="pt").pixel_values}
+        beside = (1 + 4) * batch["pixel_values"].nbytes
+        with LiveBytes(batch.values()) as live:
+            if to_classes:
+                predict(model, values, processor, torch.device("cpu"), (16, 16, 16))
+                beside += batch["pixel_values"].nbytes  # made once more
+            else:
+                in_tiles(model, batch, (16, 16, 16))
+        peaks.append(live.peak - beside)
+    assert peaks[1] == peaks[0] > 4 * 16**3 * 16, peaks
 
 
 def test_positions_that_cannot_be_both():
