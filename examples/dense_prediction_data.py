@@ -85,16 +85,15 @@ def read_npy(path: Path, num_axes: int) -> Fields:
 
 def read_netcdf(path: Path, num_axes: int, variable_names: Sequence[str], time_name: str) -> Fields:
     """Variables of a NetCDF file or zarr store as channels, in their physical units. `ValueError`: as `read_fields`."""
-    if importlib.util.find_spec("xarray") is None:
-        raise ModuleNotFoundError(f"{path} is read by xarray: pip install 'modeling-axial[fields]'")
+    for package in ("xarray", "zarr") if path.is_dir() else ("xarray",):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"{path} is read by {package}: pip install 'modeling-axial[fields]'")
     import xarray
 
     try:
         dataset = xarray.open_dataset(path, decode_timedelta=False)  # a unit may be `days` where no date is meant
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read: {error}\n(NetCDF: pip install 'modeling-axial[fields]', zarr: pip install zarr)"
-        ) from error
+        raise ValueError(f"{path} cannot be read: {error}") from error
     with dataset:
         names = list(variable_names) or [choose_variable(dataset, path, num_axes, time_name)]
         if missing := [name for name in names if name not in dataset.data_vars]:
@@ -188,7 +187,7 @@ def read_fields(path: Path, num_axes: int, variable_names: Sequence[str] = (), t
         `ValueError`: for what cannot be read, is no real number, has another number of axes, no or uneven steps of
             time, no such variable, infinite values, or a step without any value. Missing values are NaN, or what the
             file declares as such.
-        `ModuleNotFoundError`: without the package xarray.
+        `ModuleNotFoundError`: without the package xarray, or, for a zarr store, without zarr.
     """
     if not path.exists():
         raise ValueError(f"{path} is not there")

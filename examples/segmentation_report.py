@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from results import OURS
 from segmentation_data import FolderPairs, LabelledGrid
 from segmentation_datasets import HubPairs
-from segmentation_samples import IndianPines, Nuclei
+from segmentation_samples import BrainTissue, IndianPines, Nuclei
 from segmentation_scores import Scores
 
+SegmentationData = Nuclei | BrainTissue | IndianPines | FolderPairs | HubPairs
 DRAWN = 3  # grids
 # Of an error map: right, wrong, and what does not count.
 ERROR_COLOURS = ListedColormap(["white", "red", "lightgrey"])
@@ -100,7 +101,7 @@ def class_colours(num_labels: int) -> ListedColormap:
 
 def write_model_card(
     output_dir: Path,
-    data: Nuclei | IndianPines | FolderPairs | HubPairs,
+    data: SegmentationData,
     scores: dict[str, Scores],
     num_axes: int,
     hub_model_id: str | None,

@@ -1,12 +1,15 @@
 """Grids with a class for each pixel that are part of packages, which are not imported."""
 
+from pathlib import Path
+
 import numpy as np
 from packaged_files import Package
-from segmentation_data import LabelledGrid, fitted_processor, read_tiff
+from segmentation_data import LabelledGrid, fitted_processor, read_nifti, read_tiff
 
 from modeling_axial import AxialConfig
 from modeling_axial.grid_processing_axial import AxialGridProcessor
 
+NILEARN = Package("nilearn", "0.14.1", "nilearn", "segmentation")
 STARDIST = Package("stardist", "0.9.2", "stardist", "segmentation")
 TENSORLY = Package("tensorly", "0.10.0", "tensorly", "segmentation")
 
@@ -82,6 +85,68 @@ class Nuclei3d(Nuclei):
     }
 
 
+class BrainTissue:
+    """
+    Tissue of the brain, 145 x 181 x 155 voxels of 1 mm: the T1-weighted mean of 152 heads without their skulls (ICBM
+    2009a, symmetric; Fonov et al. 2011) in the package nilearn, and of its maps of grey and white matter the likelier
+    one, or neither. The template is its own mirror image from left to right, so that these sides would tell all of each
+    other: it is cut into a back and a front half instead, one to learn from, the other to measure on, with `gap` voxels
+    between that belong to none. With a `validation_share`, that one is left alone, and the foremost slices of the first
+    are measured on, likewise behind a gap.
+
+    Raises:
+        `ModuleNotFoundError`: without nilearn, or without nibabel.
+        `ValueError`: for files that are other ones, and a model that is not made for such grids.
+    """
+
+    hub_id, license, notes = "nilearn", "other", ()
+    label_names = ("background", "cerebrospinal fluid", "grey matter", "white matter")
+    what_is_taken, pixels_of_shape, num_channels = "An array without channels", "[-3:]", 1
+    num_folds, gap = 2, 16
+    sha256 = {
+        "t1": "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
+        "gm": "97a5ca69bd24db37a9cb7b32525e1733a209af904129bf1cd36da06d24243bed",
+        "wm": "382d92812de4744f9c86c7a0e4f680dc317a0a50e4da1f0153618a6798c7b7db",
+    }
+
+    def __init__(self, config: AxialConfig, fold: int, validation_share: float = 0.0):
+        if config.num_axes != 3:
+            raise ValueError(f"the brain has 3 axes; the model has {config.num_axes}")
+        volumes = [np.asarray(read_nifti(self.file(kind))[0]) for kind in self.sha256]
+        inside = np.nonzero(volumes[0])
+        head, grey, white = (
+            volume[tuple(slice(along.min(), along.max() + 1) for along in inside)] for volume in volumes
+        )
+        grey, white = grey.astype(np.int16), white.astype(np.int16)  # 255 is a probability of 1
+        tissue = np.stack([255 - grey - white, grey, white]).argmax(0) + 1
+        whole = LabelledGrid("", head[None], np.where(head > 0, tissue, 0).astype(np.uint8))
+        back, front = self._parts(whole, 0.5, ("the back half", "the front half"))
+        train, held_out = (front, back) if fold else (back, front)
+        if validation_share > 0:
+            names = f"the hind slices of {train.name}", f"the foremost slices of {train.name}"
+            train, held_out = self._parts(train, 1 - validation_share, names)
+        self.train, self.held_out = [train], [held_out]
+        self.trained_on, self.measured_on = (f"{grid.name} of the brain in nilearn" for grid in (train, held_out))
+        self.name = self.measured_on
+
+    @classmethod
+    def file(cls, kind: str) -> Path:
+        """`t1`, or the probabilities of grey (`gm`) or white (`wm`) matter, 255 for 1."""
+        return NILEARN.file(f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz", cls.sha256[kind])
+
+    def _parts(self, grid: LabelledGrid, share: float, names: tuple[str, str]) -> list[LabelledGrid]:
+        """The first `share` of the slices from back to front, and the others, without the gap between."""
+        slices = grid.labels.shape[1] - self.gap
+        first = min(max(1, round(slices * share)), slices - 1)
+        return [
+            LabelledGrid(name, grid.values[:, :, part], grid.labels[:, part])
+            for name, part in zip(names, (slice(first), slice(first + self.gap, None)), strict=True)
+        ]
+
+    def make_processor(self, config: AxialConfig) -> AxialGridProcessor:
+        return fitted_processor(self.train, config)
+
+
 class IndianPines:
     """
     A field of crops and woods from the air, in 200 wavelengths (AVIRIS, Baumgardner et al. 2015, CC BY 3.0): 145 x 145
@@ -141,4 +206,9 @@ class IndianPines:
         return fitted_processor(self.train, config)
 
 
-BUILT_IN = {"nuclei2d": Nuclei2d, "nuclei3d": Nuclei3d, "indian_pines": IndianPines}
+BUILT_IN = {
+    "nuclei2d": Nuclei2d,
+    "nuclei3d": Nuclei3d,
+    "brain_tissue": BrainTissue,
+    "indian_pines": IndianPines,
+}

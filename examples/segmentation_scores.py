@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,26 +56,36 @@ def otsu_map(grid: LabelledGrid, brighter: bool) -> torch.Tensor:
 
 class PixelClassifier:
     """
-    Gives each pixel the class that a logistic regression on its channels alone finds likeliest, which has learnt from
-    the pixels of `grids` that count, about `LEARNT_PIXELS` of them at most, as many of each grid, drawn with a fixed
-    seed.
+    Gives each pixel the class that a classifier of scikit-learn finds by its channels alone, which has learnt from the
+    pixels of `grids` that count, about `LEARNT_PIXELS` of them at most, as many of each grid, drawn with a fixed seed.
     """
 
     LEARNT_PIXELS = 20_000
 
-    def __init__(self, grids: Sequence[LabelledGrid], ignore_index: int):
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
+    def __init__(self, model: Any, grids: Sequence[LabelledGrid], ignore_index: int):
         pixels, labels, draw = [], [], np.random.default_rng(0)
         for grid in grids:
             counted = np.argwhere(grid.labels != ignore_index)
             drawn = tuple(draw.permutation(counted)[: -(-self.LEARNT_PIXELS // len(grids))].T)
             pixels.append(grid.values[(slice(None), *drawn)].T)  # of a file on the disk these alone are read
             labels.append(grid.labels[drawn])
-        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-        self.model.fit(np.concatenate(pixels), np.concatenate(labels))
+        self.model = model.fit(np.concatenate(pixels), np.concatenate(labels))
+
+    @classmethod
+    def logistic(cls, grids: Sequence[LabelledGrid], ignore_index: int) -> "PixelClassifier":
+        """A logistic regression, for many channels."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        return cls(make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)), grids, ignore_index)
+
+    @classmethod
+    def tree(cls, grids: Sequence[LabelledGrid], ignore_index: int) -> "PixelClassifier":
+        """A decision tree of 16 leaves, for one channel: the classes of 16 ranges of its values."""
+        from sklearn.tree import DecisionTreeClassifier
+
+        return cls(DecisionTreeClassifier(max_leaf_nodes=16, random_state=0), grids, ignore_index)
 
     def __call__(self, grid: LabelledGrid) -> torch.Tensor:
         labels = self.model.predict(np.asarray(grid.values).reshape(len(grid.values), -1).T)

@@ -27,8 +27,8 @@ from results import OURS, write_results
 from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
 from segmentation_datasets import HubPairs
 from segmentation_peer import unet_for
-from segmentation_report import draw_predictions, loading_lines, score_lines, write_model_card
-from segmentation_samples import BUILT_IN, IndianPines, Nuclei
+from segmentation_report import SegmentationData, draw_predictions, loading_lines, score_lines, write_model_card
+from segmentation_samples import BUILT_IN
 from segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
 from tiles import numbers_per_axis, whole_numbers
 from training_run import (
@@ -63,9 +63,10 @@ class DataArguments:
     ignore_mismatched_sizes: bool = described(False, "Start with a new last layer if the checkpoint has other classes.")
     dataset_name: str | None = described(
         None,
-        "`nuclei2d`, `nuclei3d`: nuclei in a picture or in a volume, in stardist, one half to learn from and the other "
-        "to measure on. `indian_pines`: crops in 200 wavelengths, in tensorly, in blocks to learn from and to measure "
-        "on. Or pictures and masks on the Hub, or in a folder that `datasets` reads.",
+        "`nuclei2d`, `nuclei3d`: nuclei in a picture or in a volume, in stardist; `brain_tissue`: tissue of the brain, "
+        "in nilearn; one half to learn from and the other to measure on. `indian_pines`: crops in 200 wavelengths, in "
+        "tensorly, in blocks for the one and the other. Or pictures and masks on the Hub, or in a folder that "
+        "`datasets` reads.",
     )
     image_column_name: str = described("image", "Where the last have their pictures,")
     mask_column_name: str = described("label", "and where their masks.")
@@ -111,11 +112,13 @@ class DataArguments:
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
     fold: int = described(
-        0, "Of the nuclei: 0 learns from the left half, 1 from the right one. Of the crops: a draw of blocks, 0 to 4."
+        0,
+        "Of the nuclei: 0 learns from the left half, 1 from the right one. Of the brain: from the back half or the "
+        "front one. Of the crops: a draw of blocks, 0 to 4.",
     )
     validation_share: float = described(
         0.0,
-        "Leave what is held out of nuclei or crops alone, and measure on this share of what is to learn from, to "
+        "Leave what is held out of built-in data alone, and measure on this share of what is to learn from, to "
         "choose settings by.",
     )
     crop_size: str | None = described(
@@ -197,9 +200,12 @@ def main() -> None:
         maps = [partial(otsu_map, brighter=brighter) for brighter in (True, False)]
         best = max(maps, key=lambda map_of: score(map_of, data.train).ious[1])
         scores["Otsu's threshold"] = score(best, data.held_out)
+    elif config.num_channels == 1:
+        by_value = PixelClassifier.tree(data.train, config.semantic_loss_ignore_index)
+        scores["decision tree on single pixels"] = score(by_value, data.held_out)
     if config.num_channels > 1:
-        by_pixel = PixelClassifier(data.train, config.semantic_loss_ignore_index)
-        scores["logistic regression on single pixels"] = score(by_pixel, data.held_out)
+        by_channels = PixelClassifier.logistic(data.train, config.semantic_loss_ignore_index)
+        scores["logistic regression on single pixels"] = score(by_channels, data.held_out)
 
     # ---- results ----
     if accelerator.is_main_process:
@@ -225,7 +231,7 @@ def main() -> None:
 
 def load_data(
     arguments: DataArguments, training: SegmentationTrainingArguments
-) -> tuple[AxialConfig, Nuclei | IndianPines | FolderPairs | HubPairs]:
+) -> tuple[AxialConfig, SegmentationData]:
     """The configuration of a model for the data, and these. `ValueError`: for what does not fit together."""
     config = starting_config(arguments)
     names = None

@@ -77,15 +77,18 @@ def test_a_changed_file_is_refused():
         dataclasses.replace(BUILT_IN["sst"], sha256=hashlib.sha256(b"").hexdigest()).read(num_axes=2)
 
 
-@pytest.mark.parametrize("package", ["iris_sample_data", "xarray"])
+@pytest.mark.parametrize("package", ["iris_sample_data", "xarray", "zarr"])
 def test_a_missing_package_is_named(monkeypatch, tmp_path, package):
     find_spec = dense_prediction_data.importlib.util.find_spec
     monkeypatch.setattr(
         dense_prediction_data.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
     )
     (tmp_path / "a.nc").touch()
+    (tmp_path / "a.zarr").mkdir()
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'modeling-axial\[fields\]'"):
-        BUILT_IN["sst"].read(2) if package == "iris_sample_data" else read_fields(tmp_path / "a.nc", 2)
+        if package == "iris_sample_data":
+            BUILT_IN["sst"].read(2)
+        read_fields(tmp_path / ("a.zarr" if package == "zarr" else "a.nc"), 2)
 
 
 # Files
@@ -97,6 +100,17 @@ def test_netcdf(tmp_path):
     assert (fields.channel_names, fields.units, fields.name) == (("temperature",), ("K",), "a.nc")
     assert fields.times[:3] == ("1999-11", "1999-12", "2000-01") and fields.seasons[:3].tolist() == [10, 11, 0]
     assert np.allclose(fields.weights[:, 3], np.cos(np.deg2rad([-60, -30, 0, 30, 60])))
+
+
+def test_zarr(tmp_path):
+    monthly().to_zarr(tmp_path / "a.zarr", consolidated=False)
+    fields = read_fields(tmp_path / "a.zarr", num_axes=2)
+    expected = read_fields(written(monthly(), tmp_path / "a.nc"), num_axes=2)
+    assert np.array_equal(fields.values, expected.values, equal_nan=True) and fields.name == "a.zarr"
+    assert (fields.times, fields.units, fields.step) == (expected.times, expected.units, expected.step)
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(ValueError, match="a folder cannot be read"):
+        read_fields(tmp_path / "a folder", num_axes=2)
 
 
 def test_variables_are_channels_with_time_first(tmp_path):

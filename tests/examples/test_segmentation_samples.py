@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from examples.segmentation_samples import IndianPines, Nuclei2d, Nuclei3d
+from examples.segmentation_data import read_nifti
+from examples.segmentation_samples import BrainTissue, IndianPines, Nuclei2d, Nuclei3d
 from modeling_axial import AxialConfig
 from tests.conftest import ROOT
 
+VOLUMES = AxialConfig(image_size=[4, 4, 4], patch_size=[2, 2, 2], num_channels=1, num_labels=4)
 PICTURES = AxialConfig(image_size=[4, 6], patch_size=2, num_channels=1, num_labels=2)
 
 
@@ -65,8 +67,62 @@ def test_nuclei_are_found_without_importing_stardist():
 def test_a_model_of_other_axes_is_refused():
     with pytest.raises(ValueError, match="img3d.tif has 3 axes; the model has 2"):
         Nuclei3d(PICTURES, 0)
+    with pytest.raises(ValueError, match="the brain has 3 axes; the model has 2"):
+        BrainTissue(PICTURES, 0)
     with pytest.raises(ValueError, match="Indian Pines has 2 axes; the model has 3"):
         IndianPines(AxialConfig(image_size=[4, 6, 2], patch_size=[2, 2, 2]), 0)
+
+
+@pytest.fixture(scope="module")
+def brain():
+    """The intensities of the brain without what lies around, (left to right, back to front, low to high)."""
+    values = np.asarray(read_nifti(BrainTissue.file("t1"))[0])
+    sides = [np.flatnonzero(values.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return values[tuple(slice(found[0], found[-1] + 1) for found in sides)]
+
+
+def test_the_brain_is_cut_where_its_parts_share_nothing(brain):
+    """From back to front, with a gap: from left to right it is its own mirror image."""
+    assert brain.shape == (145, 181, 155) and np.array_equal(brain, brain[::-1])
+    folds = [BrainTissue(VOLUMES, fold) for fold in (0, 1)]
+    (back,), (front,) = folds[0].train, folds[0].held_out
+    assert np.array_equal(folds[1].train[0].values, front.values)
+    assert np.array_equal(folds[1].held_out[0].labels, back.labels)
+    assert (folds[0].trained_on, folds[0].measured_on) == (
+        "the back half of the brain in nilearn",
+        "the front half of the brain in nilearn",
+    )
+    assert back.labels.shape[1] == 82 and front.labels.shape[1] == 83  # 16 of 181 belong to none
+    assert np.array_equal(back.values[0], brain[:, :82]) and np.array_equal(front.values[0], brain[:, -83:])
+    for grid in (back, front):
+        assert np.array_equal(grid.labels > 0, grid.values[0] > 0) and set(np.unique(grid.labels)) == {0, 1, 2, 3}
+        medians = [np.median(grid.values[0][grid.labels == tissue]) for tissue in (1, 2, 3)]
+        assert medians == sorted(medians)  # water is dark, and the fat of white matter bright
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_settings_are_chosen_on_slices_of_the_half_to_learn_from(fold):
+    (half,), chosen = BrainTissue(VOLUMES, fold).train, BrainTissue(VOLUMES, fold, validation_share=0.4)
+    (train,), (held_out,) = chosen.train, chosen.held_out
+    slices = half.labels.shape[1] - 16
+    assert train.labels.shape[1] == round(0.6 * slices) and held_out.labels.shape[1] == slices - round(0.6 * slices)
+    assert np.array_equal(train.values, half.values[:, :, : train.labels.shape[1]])
+    assert np.array_equal(held_out.labels, half.labels[:, -held_out.labels.shape[1] :])
+    assert chosen.measured_on == f"the foremost slices of the {('back', 'front')[fold]} half of the brain in nilearn"
+    for share, count in ((1e-9, slices - 1), (1 - 1e-9, 1)):  # at least one slice in each
+        assert BrainTissue(VOLUMES, fold, share).train[0].labels.shape[1] == count
+
+
+def test_likelier_tissue_wins():
+    grey, white = (np.asarray(read_nifti(BrainTissue.file(kind))[0]) for kind in ("gm", "wm"))
+    labels = BrainTissue(VOLUMES, 0).train[0].labels
+    where = np.s_[26:171, 27:109, 0:155]
+    grey, white = grey[where] / 255.0, white[where] / 255.0
+    neither = 1 - grey - white
+    sure = np.sort(np.stack([neither, grey, white]), 0)[-1] > 0.5
+    expected = np.where(neither > 0.5, 1, np.where(grey > 0.5, 2, 3))
+    inside = sure & (labels > 0)
+    assert inside.sum() > 0.9 * (labels > 0).sum() and np.array_equal(labels[inside], expected[inside])
 
 
 def blocks_of(grid):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from examples.segmentation_data import LabelledGrid
-from examples.segmentation_samples import Nuclei2d, Nuclei3d
+from examples.segmentation_samples import BrainTissue, Nuclei2d, Nuclei3d
 from examples.segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 from modeling_axial.grid_processing_axial import AxialGridProcessor
@@ -83,9 +83,28 @@ def test_a_rule_on_single_pixels():
     values = np.stack([1.0 * (labels == 0), 100.0 * (labels == 1)]) + draw.normal(scale=0.1, size=(2, 20, 30))
     learnt = labels.copy()
     learnt[:, 10:] = 7
-    rule = PixelClassifier([LabelledGrid("grid", values, learnt)], ignore_index=7)
+    rule = PixelClassifier.logistic([LabelledGrid("grid", values, learnt)], ignore_index=7)
     found = rule(LabelledGrid("grid", values, labels))
     assert found.shape == (20, 30) and (found.numpy() == labels).mean() > 0.99
+
+
+def test_a_tree_parts_ranges_of_one_channel():
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 3, (20, 30, 2))
+    values = (np.array([50.0, 0.0, 20.0])[labels] + draw.normal(scale=2, size=labels.shape))[None]
+    learnt = labels.copy()
+    learnt[:, 10:] = 7
+    rule = PixelClassifier.tree([LabelledGrid("grid", values, learnt)], ignore_index=7)
+    found = rule(LabelledGrid("grid", values, labels))
+    assert found.shape == labels.shape and (found.numpy() == labels).mean() > 0.99
+
+
+@pytest.mark.parametrize(("fold", "mean_iou"), [(0, 0.9105), (1, 0.9075)])
+def test_a_tree_on_the_brain(fold, mean_iou):
+    data = BrainTissue(AxialConfig(image_size=[4] * 3, patch_size=[2] * 3), fold)
+    scores = score_all(PixelClassifier.tree(data.train, 255), data.held_out, 4, 255, Accelerator(cpu=True))
+    assert scores.ious[0] == 1  # where there is nothing to see
+    assert scores.mean_iou == pytest.approx(mean_iou, abs=5e-4)
 
 
 def test_processes_share_the_work():

@@ -2,12 +2,14 @@
 
 import json
 import re
+import runpy
 import signal
 import sys
 
 import numpy as np
 import pytest
 import torch
+import xarray
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -131,6 +133,28 @@ coming = forecast(past) + climatology[3]
 print(coming.shape, np.isnan(coming).sum(), np.nanmax(np.abs(coming - climatology[3] - past[-1])) < 10)
 """
     assert run_python(code).stdout.splitlines()[-2:] == ["(12, 2, 5, 8)", "(2, 5, 8) 10 True"]
+
+
+def test_what_was_trained_predicts_what_comes_after_a_file(unbroken, inputs, monkeypatch, tmp_path):
+    """Of several channels, with missing cells, in a row: each forecast is made from the one before."""
+    folder, _ = unbroken
+    for rollout in (1, 4):
+        options = [f"--rollout={rollout}", f"--output_dir={tmp_path / str(rollout)}"]
+        monkeypatch.setattr(sys, "argv", ["predict.py", str(folder), str(inputs / "fields.nc"), *options])
+        runpy.run_path(str(ROOT / "examples" / "predict.py"), run_name="__main__")
+    with (
+        xarray.open_dataset(inputs / "fields.nc") as given,
+        xarray.open_dataset(tmp_path / "1" / "fields.nc") as once,
+        xarray.open_dataset(tmp_path / "4" / "fields.nc") as four,
+    ):
+        assert four.temperature.dims == ("steps_ahead", "latitude", "longitude") and four.sizes["steps_ahead"] == 4
+        assert "after 2002-04" in four.steps_ahead.attrs["long_name"] and four.temperature.attrs["units"] == "K"
+        for name in ("temperature", "wind"):
+            land = np.isnan(given[name].values[-1])
+            assert land.any() and np.array_equal(np.isnan(four[name].values), np.broadcast_to(land, (4, *land.shape)))
+            assert np.array_equal(four[name][:1], once[name], equal_nan=True)
+            steps = np.diff(np.concatenate([given[name].values[-1:], four[name].values])[:, ~land], axis=0)
+            assert (np.abs(steps).max(1) > 0).all() and np.abs(steps).max() < 10
 
 
 def test_killed_and_resumed(unbroken, inputs, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import signal
 import sys
 
@@ -21,6 +22,7 @@ from tests.examples import test_train_image_classification as classification
 from tests.examples.test_train_image_classification_distributed import launch
 
 SCRIPT = ROOT / "examples" / "train_semantic_segmentation.py"
+TURNED = np.array([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])  # as oblique scans lie
 SMALL = {"model_type": "axial", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 SMALL |= {"num_labels": 7}  # those of the data count
 SMALL |= {"dense_head": "pyramid", "pyramid_size": 4, "hidden_dropout_prob": 0.1, "position_embedding": "relative"}
@@ -53,7 +55,7 @@ def inputs(tmp_path_factory):
             for kind, array in (("image", picture), ("mask", mask * 255)):
                 path = folder / "pictures" / f"{part}_{kind}_dir" / f"{number}.png"
                 Image.fromarray(array.astype(np.uint8)).save(path)
-    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    affine = nibabel.affines.from_matvec(TURNED @ np.diag([0.8, 0.8, 3.0]), [-30, 20, 7])
     for part, size in {"train": (13, 11, 5), "validation": (9, 10, 6)}.items():
         labels = (draw.random(size) < 0.5).astype(np.uint8)
         values = labels * 300.0 + draw.normal(scale=30, size=size)
@@ -177,7 +179,22 @@ def test_the_peer_is_trained_likewise(unbroken):
 
 
 def test_spacing_is_told(unbroken):
-    assert "voxels measure 1 x 1 x 3 mm" in unbroken["volumes"][1]
+    assert "voxels measure 0.8 x 0.8 x 3 mm" in unbroken["volumes"][1]
+
+
+def test_what_is_trained_on_flat_voxels_predicts_where_they_lie(unbroken, inputs, monkeypatch, tmp_path):
+    """The classes of a volume that was measured on are those that were measured, and lie where it lies."""
+    folder, printed = unbroken["volumes"]
+    volume = inputs / "volumes" / "validation_image_dir" / "a.nii.gz"
+    options = ["--tile_size=8", "--tiles_at_once=2", f"--output_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(folder), str(volume), *options])
+    runpy.run_path(str(ROOT / "examples" / "predict.py"), run_name="__main__")
+    given, written = nibabel.load(volume), nibabel.load(tmp_path / "a.nii.gz")
+    assert written.shape == given.shape and np.array_equal(written.affine, given.affine)
+    assert written.header.get_zooms() == pytest.approx((0.8, 0.8, 3.0)) and given.affine[0, 1] != 0
+    truth = np.asarray(nibabel.load(inputs / "volumes" / "validation_mask_dir" / "a.nii.gz").dataobj)
+    right = (np.asarray(written.dataobj) == truth)[truth != 255].mean()
+    assert right == pytest.approx(table(printed)["this model"][0], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -229,9 +246,12 @@ def test_another_fold_is_another_run(unbroken, inputs):
     assert exit_code == 1 and "made with fold=0, this run has fold=1" in printed, printed
 
 
-@pytest.mark.parametrize("name", ["nuclei2d", "nuclei3d"])
+@pytest.mark.parametrize(
+    ("name", "halves"),
+    [("nuclei2d", ("left", "right")), ("nuclei3d", ("left", "right")), ("brain_tissue", ("back", "front"))],
+)
 @pytest.mark.parametrize("fold", [0, 1])
-def test_recipes(name, fold):
+def test_recipes(name, halves, fold):
     arguments, training, _ = parse_arguments(
         train_semantic_segmentation.DataArguments,
         train_semantic_segmentation.SegmentationTrainingArguments,
@@ -239,8 +259,9 @@ def test_recipes(name, fold):
         argv=[str(ROOT / "configuration" / "training" / f"{name}.yaml"), f"--fold={fold}"],
     )
     config, data = train_semantic_segmentation.load_data(arguments, training)
-    assert data.measured_on.startswith("the left half" if fold else "the right half")
-    assert config.id2label == {0: "background", 1: "nucleus"}
+    assert data.trained_on.startswith(f"the {halves[fold]} half")
+    assert data.measured_on.startswith(f"the {halves[1 - fold]} half") and not training.validation_share
+    assert config.id2label[0] == "background" and len(config.id2label) == (4 if name == "brain_tissue" else 2)
     batch = random_crops(
         data.train * 2,
         train_semantic_segmentation.crop_size(training, config),
