@@ -23,7 +23,7 @@ PINS = {
     "axial_tiny": (7_275_072, 2_882_912_256),
     "axial_video_small": (36_104_064, 28_366_700_544),
     "axial_volume_small": (35_711_616, 36_666_605_568),
-    "brain_tissue": (0, 0),
+    "brain_tissue": (88_756, 91_226_112),
     "colour_autoregressive": (439_232, 1_498_300_416),
     "digits": (136_256, 13_296_640),
     "digits_autoregressive": (433_856, 680_787_968),
