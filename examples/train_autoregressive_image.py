@@ -5,8 +5,8 @@ Train the autoregressive Axial Transformer on pictures or clips, on one CPU or m
         --output_dir outputs/digits-autoregressive
     accelerate launch examples/train_autoregressive_image.py configuration/training/colour_autoregressive.yaml \
         --output_dir outputs/colour-autoregressive
-    python examples/train_autoregressive_image.py --config_name colour_autoregressive --train_dir pictures \
-        --output_dir outputs/pictures
+    python examples/train_autoregressive_image.py configuration/training/pictures_autoregressive.yaml \
+        --train_dir pictures --output_dir outputs/pictures
 
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Evaluated and kept
 is a running average of the weights. `output_dir` gets the model, `metrics.jsonl`, `samples.png`, `completions.png`

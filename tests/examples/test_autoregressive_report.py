@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from examples import autoregressive_report
 from examples.autoregressive_data import DATA_SETS, Tokens
 from examples.autoregressive_report import (
+    class_names,
     classes_of_judge,
     loading_line,
     recognised_share,
@@ -19,6 +22,7 @@ from examples.autoregressive_report import (
     write_model_card,
 )
 from examples.image_classification_data import Digits
+from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
 from tests.conftest import ROOT
 
 
@@ -66,13 +70,14 @@ def judge(tmp_path):
     return make
 
 
+DIGITS = [str(digit) for digit in range(10)]
 ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
 
 
 class Forger:
     """Stands for a model: what it draws are digits that it has seen, ten of each class."""
 
-    config = SimpleNamespace(num_classes=10, vocab_size=256)
+    config = SimpleNamespace(num_classes=10, vocab_size=256, id2label={})
     device = "cpu"
 
     def generate(self, num_images, class_labels, **options):
@@ -82,21 +87,56 @@ class Forger:
 
 def test_the_classes_of_a_judge_are_matched_by_name(judge):
     names = [str(number) for number in ORDER]
-    assert classes_of_judge(str(ROOT), 10).tolist() == list(range(10))
+    assert classes_of_judge(str(ROOT), DIGITS).tolist() == list(range(10))
     shares = [recognised_share(Forger(), folder, 100, torch.Generator()) for folder in (str(ROOT), judge(ORDER, names))]
     assert shares[0] == shares[1] > 0.9
 
 
 def test_a_judge_without_names_is_taken_by_number(judge):
-    assert classes_of_judge(judge(ORDER, [f"LABEL_{number}" for number in range(10)]), 10).tolist() == list(range(10))
+    assert classes_of_judge(judge(ORDER, [f"LABEL_{number}" for number in range(10)]), DIGITS).tolist() == list(
+        range(10)
+    )
 
 
 def test_a_judge_of_other_classes_is_refused(judge):
     folder = judge(ORDER, ["cat", "dog", *"23456789"])
     with pytest.raises(ValueError, match=r"has the classes \['cat', 'dog', '2', .* the model \['0', '1'.*id2label"):
-        classes_of_judge(folder, 10)
-    with pytest.raises(ValueError, match="has 10 classes, the model num_classes=7; they must be the same"):
-        classes_of_judge(folder, 7)
+        classes_of_judge(folder, DIGITS)
+    with pytest.raises(ValueError, match="has 10 classes, the model 7; they must be the same"):
+        classes_of_judge(folder, DIGITS[:7])
+
+
+def test_a_judge_of_a_model_that_has_names_is_matched_by_them(judge):
+    words = "zero one two three four five six seven eight nine".split()
+    assert classes_of_judge(judge(ORDER, [words[number] for number in ORDER]), words).tolist() == ORDER
+
+
+def test_names_of_classes():
+    stored = {"num_classes": 2, "id2label": {0: "cat", 1: "$dog$"}}
+    assert class_names(AxialDecoderConfig(**stored)) == ["cat", "$dog$"]
+    assert class_names(AxialDecoderConfig(num_classes=2)) == ["0", "1"]  # where transformers says LABEL_0, LABEL_1
+    assert class_names(AxialDecoderConfig(num_classes=3)) == ["0", "1", "2"]
+    assert class_names(AxialDecoderConfig()) == []
+
+
+def test_samples_have_a_row_for_each_of_the_first_classes(tmp_path, monkeypatch):
+    """And a title with the names of these, which may hold dollar signs."""
+    names = {number: f"${number}" for number in range(12)}
+    config = AxialDecoderConfig(image_size=[2, 3], num_channels=1, hidden_size=8, num_classes=12, id2label=names)
+    panels = {}
+    monkeypatch.setattr(autoregressive_report, "draw_tiles", lambda path, tiles: panels.update(tiles))
+    drawn = autoregressive_report.draw_samples(
+        tmp_path / "x.png", AxialForCausalImageModeling(config), torch.Generator().manual_seed(0)
+    )
+    assert drawn.shape == (100, 1, 2, 3)
+    ((title, picture),) = panels.items()
+    assert title.endswith("a row for each of $0, $1, $2, $3, $4, $5, $6, $7, $8, $9") and picture.shape == (31, 41, 1)
+
+
+def test_large_pictures_keep_their_pixels(tmp_path):
+    autoregressive_report.draw_tiles(tmp_path / "x.png", {"$x": np.zeros((20, 1500, 1), np.uint8)})
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width >= 1500
 
 
 def test_a_model_card_tells_what_was_learnt_from_what_was_measured(tmp_path):

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -23,6 +24,7 @@ from tests.examples import test_train_image_classification as classification
 from tests.examples.test_train_image_classification_distributed import launch
 
 SCRIPT = ROOT / "examples" / "train_autoregressive_image.py"
+PICTURES = ROOT / "tests" / "examples"
 SMALL = {"model_type": "axial_decoder", "hidden_size": 8, "num_attention_heads": 2, "hidden_dropout_prob": 0.1}
 SMALL |= {"num_outer_layers": 1, "num_inner_layers": 1, "num_exterior_layers": 1}
 DIGITS = {**SMALL, "image_size": [28, 28], "num_channels": 1, "vocab_size": 4}
@@ -111,6 +113,102 @@ def test_killed_and_resumed(unbroken, film_config, tmp_path):
     momenta = [[state["momentum_buffer"] for state in states["state"].values()] for states in of_muon]
     assert len(momenta[0]) > 30 and all(torch.equal(*pair) for pair in zip(*momenta, strict=True))
     assert len(checkpoints.list_checkpoints(folder)) == 2
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A configuration of other classes than the data have, and a folder of 8 cats and 6 dogs, one of them broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    config = {**SMALL, "image_size": [4, 5], "num_channels": 3, "vocab_size": 16}
+    write_config(folder, **config, num_classes=7, class_dropout_prob=0.1)
+    draw = np.random.default_rng(0)
+    for name, count in (("cat", 8), ("dog", 6)):
+        (folder / "pets" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = draw.integers(0, 128, (6, 9, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "pets" / name / f"{number}.png")
+    (folder / "pets" / "dog" / "5.png").write_bytes(b"no picture")
+    return folder
+
+
+def pictures_arguments(pictures, output_dir):
+    """6 steps of epochs of 3, the last of which have one picture instead of 5, or as many as are left."""
+    arguments = {
+        "train_dir": pictures / "pets",
+        "validation_share": 0.2,
+        "skip_broken": True,
+        "config_name": pictures / "config.json",
+        "output_dir": output_dir,
+        "max_train_steps": 6,
+        "per_device_train_batch_size": 5,
+        "learning_rate": 0.01,
+        "ema_decay": 0.5,
+        "logging_steps": 1,
+        "checkpointing_steps": 2,
+    }
+    return [f"--{name}={value}" for name, value in arguments.items()]
+
+
+@pytest.fixture(scope="module")
+def of_pictures(pictures, tmp_path_factory):
+    """(folder, printed text) of a run on one's own pictures from beginning to end."""
+    folder = tmp_path_factory.mktemp("of_pictures") / "run"
+    exit_code, printed = train(*pictures_arguments(pictures, folder))
+    assert exit_code == 0, printed
+    return folder, printed
+
+
+def test_pictures_of_a_folder_are_learnt_by_class(of_pictures, run_python):
+    folder, printed = of_pictures
+    assert "1 of 11 pictures cannot be read" in printed or "1 of 3 pictures cannot be read" in printed
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert lines[0]["loss"] == pytest.approx(math.log(16), abs=1e-6)  # uniform over 16 levels
+    measured = [line["bits_per_dim"] for line in lines if "bits_per_dim" in line]
+    assert len(measured) == 2 and measured[1] < measured[0] < 4
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_classes"] == 2 and config["id2label"] == {"0": "cat", "1": "dog"}
+    assert config["class_dropout_prob"] == 0.1
+    card = (folder / "README.md").read_text()
+    assert "Trained by `examples/train_autoregressive_image.py` on the folder `pets` without what was held out." in card
+    assert "Measured on 20 % of the folder `pets`, held out." in card
+    for name in ("samples", "completions"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    (call,) = re.findall(r"^pictures = (model.generate.*)  #", card, re.MULTILINE)
+    code = f"import torch\nfrom transformers import AutoModelForCausalLM\n{printed.splitlines()[-1]}\n"
+    code += f"print(tuple({call}.shape))"
+    assert run_python(code).stdout.splitlines()[-1] == "(4, 3, 4, 5)"
+
+
+def test_a_run_on_pictures_of_a_folder_is_killed_and_resumed(of_pictures, pictures, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*pictures_arguments(pictures, folder), "--resume_from_checkpoint", "latest"]
+    for moment, step in [("line written", 1), ("line written", 4), ("state written", 6)]:
+        exit_code, printed = train(*arguments, kill_at=(moment, step))
+        assert exit_code == -signal.SIGKILL, printed
+    exit_code, printed = train(*arguments, "--validation_share=0.3")
+    assert exit_code != 0 and "made with validation_share=0.2, this run has validation_share=0.3" in printed
+    exit_code, printed = train(*arguments)
+    assert exit_code == 0 and f"Resuming from {folder}/checkpoint-4." in printed, printed
+    classification.assert_same_run(folder, of_pictures[0])
+
+
+def test_pictures_without_classes_and_a_folder_to_measure_on(pictures, tmp_path):
+    arguments = classification.without(pictures_arguments(pictures, tmp_path / "run"), "validation_share", "train_dir")
+    arguments += [f"--train_dir={pictures / 'pets' / 'cat'}", f"--validation_dir={tmp_path / 'more'}"]
+    (tmp_path / "more").mkdir()
+    Image.new("L", (2, 2)).save(tmp_path / "more" / "1.png")  # grey, and smaller than the grid
+    (tmp_path / "more" / "list.txt").touch()
+    exit_code, printed = train(*arguments, "--max_train_steps=1")
+    assert exit_code == 0 and "1 files are no pictures by their names" in printed, printed
+    assert "bits per dimension on 1 held-out examples: the folder `more`" in printed
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["num_classes"] is None
+
+
+def test_broken_pictures_end_a_run_before_its_first_step(pictures, tmp_path):
+    exit_code, printed = train(*classification.without(pictures_arguments(pictures, tmp_path / "run"), "skip_broken"))
+    assert exit_code != 0 and "5.png does not open as a picture" in printed
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.audit
@@ -205,14 +303,35 @@ def test_a_judge_of_other_classes_is_refused_before_training(monkeypatch, tmp_pa
     ("arguments", "words"),
     [
         ([], "--config_name is missing"),
-        (["--config_name=digits_autoregressive"], "--dataset_name is missing"),
+        (["--config_name=digits_autoregressive"], "give either --dataset_name or, .* --train_dir"),
+        (["--config_name=digits_autoregressive", "--dataset_name=digits", "--train_dir=x"], "give either"),
+        (
+            ["--config_name=digits_autoregressive", "--dataset_name=digits", "--validation_dir=x"],
+            "goes with --train_dir",
+        ),
+        (["--config_name=digits_autoregressive", "--dataset_name=digits", "--validation_share=0.5"], "leave it out"),
+        (
+            ["--config_name=digits_autoregressive", "--train_dir=x", "--validation_dir=y", "--validation_share=0.5"],
+            "leave",
+        ),
+        (
+            ["--config_name=digits_autoregressive", "--train_dir=x", "--validation_share=1"],
+            r"validation_share must be in",
+        ),
+        (["--config_name=digits_autoregressive", "--train_dir=x"], "x is not there, or no folder"),
+        (["--config_name=video_autoregressive", f"--train_dir={PICTURES}"], "pictures have 1 or 3 channels and 2 axes"),
+        (["--config_name=digits", f"--train_dir={PICTURES}"], "is no model that generates"),
+        (
+            ["--config_name=digits_autoregressive", "--dataset_name=digits", "--dataloader_num_workers=-1"],
+            "num_workers",
+        ),
         (["--config_name=digits", "--dataset_name=digits"], "is no model that generates"),
         (["--config_name=colour_autoregressive", "--dataset_name=digits"], "num_channels=3"),
         (["--config_name=digits_autoregressive", "--dataset_name=film"], "3 axes"),
         (["--config_name=digits_autoregressive", "--dataset_name=photographs"], "have no classes"),
         (
             ["--config_name=colour_autoregressive", "--dataset_name=photographs", f"--classifier={ROOT}"],
-            "10 classes, the model num_classes=None",
+            "10 classes, the model 0",
         ),
         (["--config_name=digits_autoregressive", "--dataset_name=digits", "--ema_decay=1"], "ema_decay"),
         (["--config_name=digits_autoregressive", "--dataset_name=digits", "--augment_shift=-1"], "augment_shift"),
