@@ -132,7 +132,7 @@ def pictures(tmp_path_factory):
 
 
 def pictures_arguments(pictures, output_dir):
-    """6 steps of epochs of 3, the last of which have one picture instead of 5, or as many as are left."""
+    """2 epochs of 10 pictures in 3 steps, the last of 2 pictures instead of 4."""
     arguments = {
         "train_dir": pictures / "pets",
         "validation_share": 0.2,
@@ -140,7 +140,7 @@ def pictures_arguments(pictures, output_dir):
         "config_name": pictures / "config.json",
         "output_dir": output_dir,
         "max_train_steps": 6,
-        "per_device_train_batch_size": 5,
+        "per_device_train_batch_size": 4,
         "learning_rate": 0.01,
         "ema_decay": 0.5,
         "logging_steps": 1,
@@ -160,7 +160,7 @@ def of_pictures(pictures, tmp_path_factory):
 
 def test_pictures_of_a_folder_are_learnt_by_class(of_pictures, run_python):
     folder, printed = of_pictures
-    assert "1 of 11 pictures cannot be read" in printed or "1 of 3 pictures cannot be read" in printed
+    assert "1 of 11 pictures cannot be read" in printed and "They are left out." in printed
     lines = read_metrics(folder / "metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(math.log(16), abs=1e-6)  # uniform over 16 levels
     measured = [line["bits_per_dim"] for line in lines if "bits_per_dim" in line]
