@@ -34,6 +34,7 @@ class RandomGridChanges:
         contrast (`float`): values are multiplied by a factor in [1 - contrast, 1 + contrast], less than 1,
         brightness (`float`): and a number in [-brightness, brightness] is added. Both are uniform, and drawn for each
             channel.
+        noise (`float`): to each value of each pixel a normal number with this deviation is added.
 
     Raises:
         `ValueError`: for axes that are negative or given twice, and strengths that are impossible.
@@ -45,15 +46,20 @@ class RandomGridChanges:
         exchange_axes: Sequence[int] = (),
         contrast: float = 0.0,
         brightness: float = 0.0,
+        noise: float = 0.0,
     ):
         for name, axes in (("flip_axes", flip_axes), ("exchange_axes", exchange_axes)):
             if len(set(axes)) < len(axes) or any(axis < 0 for axis in axes):
                 raise ValueError(f"{name} must be different axes, counted from 0, got {tuple(axes)}")
-        for name, value, limit in (("contrast", contrast, 1), ("brightness", brightness, math.inf)):
+        for name, value, limit in (
+            ("contrast", contrast, 1),
+            ("brightness", brightness, math.inf),
+            ("noise", noise, math.inf),
+        ):
             if not 0 <= value < limit:
                 raise ValueError(f"{name} must be in [0, {limit}), got {value}")
         self.flip_axes, self.exchange_axes = tuple(flip_axes), tuple(exchange_axes)
-        self.contrast, self.brightness = contrast, brightness
+        self.contrast, self.brightness, self.noise = contrast, brightness, noise
 
     def __call__(
         self,
@@ -99,7 +105,11 @@ class RandomGridChanges:
         }
         factor, offset = (1 + self.contrast * levels[:, 0], self.brightness * levels[:, 1])
         factor, offset = (level.to(values).view(*level.shape, *[1] * len(shape)) for level in (factor, offset))
-        return changed | {"pixel_values": changed["pixel_values"] * factor + offset}
+        changed["pixel_values"] = changed["pixel_values"] * factor + offset
+        if self.noise:  # drawn last, and only if asked for: all other draws are the same without
+            normal = torch.randn(total, *values.shape[1:], generator=generator)[mine]
+            changed["pixel_values"] += self.noise * normal.to(values)
+        return changed
 
     def _order(self, draws: Sequence[float], sides: Sequence[tuple[int, ...]]) -> list[int]:
         """The axes in a random order, in which each takes the place of one that is as long."""

@@ -1,7 +1,7 @@
 """What training scripts share of a peer, another model that is trained beside: its run, and its size."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,24 +34,41 @@ def peer_arguments(run: RunArguments, name: str) -> RunArguments:
     return replace(run, output_dir=str(Path(run.output_dir) / name), resume_from_checkpoint=resume, push_to_hub=False)
 
 
+def size_difference(
+    make: Callable[[Sequence[int]], PreTrainedModel], widths: Sequence[int], num_parameters: int
+) -> int:
+    """How many more parameters `make(widths)` has, for which nothing is computed."""
+    with torch.device("meta"):
+        return make(widths).num_parameters() - num_parameters
+
+
+def equally_large(
+    make: Callable[[Sequence[int]], PreTrainedModel],
+    candidates: Iterable[Sequence[int]],
+    num_parameters: int,
+    what: str,
+) -> PreTrainedModel:
+    """
+    `make(widths)` with those widths of `candidates` for which the number of parameters is nearest to `num_parameters`.
+    `ValueError`, which says `what` it is, if that is further than 5 % away.
+    """
+    differences = {tuple(widths): size_difference(make, widths, num_parameters) for widths in candidates}
+    widths = min(differences, key=lambda widths: abs(differences[widths]))
+    if abs(differences[widths]) > 0.05 * num_parameters:
+        raise ValueError(
+            f"no {what} has within 5 % of the {num_parameters} parameters of the model; the nearest differs by "
+            f"{differences[widths]}"
+        )
+    return make(widths)
+
+
 def equally_large_unet(make: Callable[[Sequence[int]], PreTrainedModel], num_parameters: int) -> PreTrainedModel:
     """
     `make(widths)` with three widths, about in the ratio 1 : 2 : 4, for which the number of parameters is nearest to
     `num_parameters`. `ValueError` if that is further than 5 % away.
     """
-
-    def excess(widths: Sequence[int]) -> int:
-        with torch.device("meta"):
-            return make(widths).num_parameters() - num_parameters
-
     width = 1
-    while excess((width + 1, 2 * width + 2, 4 * width + 4)) <= 0:
+    while size_difference(make, (width + 1, 2 * width + 2, 4 * width + 4), num_parameters) <= 0:
         width += 1
     between = itertools.product(*(range(ratio * width, ratio * (width + 1) + 1) for ratio in (1, 2, 4)))
-    widths = min(between, key=lambda widths: abs(excess(widths)))
-    if abs(excess(widths)) > 0.05 * num_parameters:
-        raise ValueError(
-            f"no U-Net has within 5 % of the {num_parameters} parameters of the model; the nearest differs by "
-            f"{excess(widths)}"
-        )
-    return make(widths)
+    return equally_large(make, between, num_parameters, "U-Net")

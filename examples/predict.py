@@ -70,7 +70,7 @@ def segment(job: Job, files: Sequence[Path]) -> None:
             values, suffix = read_picture(file, job.model.config.num_channels), ".png"
         else:
             values, geometry = read_array(file)
-            values = pixels_first(values, num_axes, job.model.config.num_channels, file)
+            values = pixels_first(values, num_axes, job.processor.num_channels, file)
         labels = predict(job.model, values, job.processor, job.device, tile, job.tiles_at_once, len(files) == 1)
         labels = labels.numpy().astype(np.min_scalar_type(num_labels - 1))
         if (missing := missing_pixels(values)).any():

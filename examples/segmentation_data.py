@@ -116,11 +116,15 @@ class FolderPairs:
         return LabelledGrid(str(grid), values, whole(labels, mask, binary))
 
     def make_processor(self, config: AxialConfig) -> Processor:
-        return picture_processor(config) if self.pictures else fitted_processor(self.train, config)
+        if not self.pictures:
+            return fitted_processor(self.train, config)
+        return picture_processor(config, self.num_channels)
 
 
-def picture_processor(config: AxialConfig) -> AxialImageProcessor:
-    """A processor of pictures as large as they are."""
+def picture_processor(config: AxialConfig, num_channels: int) -> AxialImageProcessor:
+    """A processor of pictures as large as they are; `ValueError` for another number of channels."""
+    if config.num_channels != num_channels:
+        raise ValueError(f"channel_components={config.num_channels} is for arrays, and these are pictures")
     return AxialImageProcessor(
         num_channels=config.num_channels,
         patch_size=config.patch_shape,
@@ -132,14 +136,21 @@ def picture_processor(config: AxialConfig) -> AxialImageProcessor:
 
 
 def fitted_processor(train: Sequence[LabelledGrid], config: AxialConfig) -> AxialGridProcessor:
-    """A processor of arrays that has learnt mean and deviation of each channel."""
+    """
+    A processor of arrays that has learnt mean and deviation of each channel, and, if the model has fewer channels than
+    they, as many principal components.
+    """
+    num_channels = len(train[0].values)
     processor = AxialGridProcessor(
         patch_size=config.patch_shape,
-        num_channels=config.num_channels,
+        num_channels=num_channels,
         num_labels=config.num_labels,
         ignore_index=config.semantic_loss_ignore_index,
     )
-    return processor.fit(grid.values for grid in train)
+    processor.fit(grid.values for grid in train)
+    if config.num_channels < num_channels:
+        processor.fit_components((grid.values for grid in train), config.num_channels)
+    return processor
 
 
 # What the model gets

@@ -57,7 +57,7 @@ class HubPairs:
         self.num_channels = config.num_channels
 
     def make_processor(self, config: AxialConfig) -> AxialImageProcessor:
-        return picture_processor(config)
+        return picture_processor(config, self.num_channels)
 
 
 def read_row(

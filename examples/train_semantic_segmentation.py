@@ -9,8 +9,9 @@ Train a model that gives each pixel a class, on one CPU or many GPUs, and resume
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Folders hold
 pictures, or arrays of any number of axes (`.npy`, TIFF, NIfTI), and masks of the same names. The model learns on random
 crops and is measured on whole grids. With `--peer unet` a U-Net with as many parameters is trained in the same way, in
-`output_dir/unet`. `output_dir` gets the model, `metrics.jsonl`, `results.json`, `predictions.png`, a model card and the
-checkpoints of the run. Needs the extra `segmentation`.
+`output_dir/unet`, and with `--peer highresnet` a network of convolutions at full resolution. `output_dir` gets the
+model, `metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints of the run. Needs the extra
+`segmentation`.
 """
 
 import sys
@@ -26,7 +27,7 @@ from peers import check_peer, start_peer_run
 from results import OURS, write_results
 from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
 from segmentation_datasets import HubPairs
-from segmentation_peer import unet_for
+from segmentation_peer import make_peer
 from segmentation_report import SegmentationData, draw_predictions, loading_lines, score_lines, write_model_card
 from segmentation_samples import BUILT_IN
 from segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
@@ -78,13 +79,20 @@ class DataArguments:
         None, "The classes in the order of their numbers, with commas between. Default: numbers, as many as there are."
     )
     binary_masks: bool = described(False, "All labels above 0 are class 1, as in masks of 0 and 255 or of instances.")
+    channel_components: int | None = described(
+        None,
+        "Of arrays with many channels: so many principal components of these, of variance 1, are what the model sees, "
+        "learnt from all pixels of the grids to learn from.",
+    )
     tile_size: str | None = described(
         None,
         "For grids too large to be seen at once: measure on overlapping tiles of this size, per_device_eval_batch_size "
         "at a time. One number, or one for each axis with commas between.",
     )
-    peer: Literal["unet"] | None = described(
-        None, "Train another model in the same way, too: a U-Net with as many parameters."
+    peer: Literal["unet", "highresnet"] | None = described(
+        None,
+        "Train another model in the same way, too: a U-Net with as many parameters, or residual convolutions at full "
+        "resolution.",
     )
     peer_steps: int | None = described(
         None, "Its optimizer steps, such as take as long as those of the model. Default: as many."
@@ -104,7 +112,7 @@ class DataArguments:
         if given and len(given) < len(FOLDERS):
             missing = [name for name in FOLDERS if name not in given]
             raise ValueError(f"--{', --'.join(given)} must come with --{', --'.join(missing)}")
-        check_at_least(1, self, "peer_steps")
+        check_at_least(1, self, "channel_components", "peer_steps")
         if self.dataset_name in BUILT_IN and (self.label_names is not None or self.binary_masks):
             raise ValueError("--label_names and --binary_masks are for data of yours; built-in ones have their classes")
 
@@ -134,7 +142,8 @@ class SegmentationTrainingArguments(TrainingArguments):
         "", "axes that are exchanged at random where crops are equally long: with mirrors, turns by 90 degrees,"
     )
     augment_contrast: float = described(0.0, "values are multiplied by a factor in [1 - this, 1 + this],")
-    augment_brightness: float = described(0.0, "and a number in [-this, this] is added, in standard deviations.")
+    augment_brightness: float = described(0.0, "and a number in [-this, this] is added, in standard deviations,")
+    augment_noise: float = described(0.0, "and to each value a normal number of this deviation, likewise.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -191,8 +200,9 @@ def main() -> None:
     cpu_seconds = {OURS: run.cpu_seconds}
     if arguments.peer is not None:
         peer_run = start_peer_run(training, run_arguments, arguments.peer, arguments.peer_steps)
-        peer = unet_for(config, sizes[OURS])
-        name = f"U-Net with {peer.num_parameters():,} parameters"
+        peer = make_peer(arguments.peer, config, sizes[OURS])
+        kind = {"unet": "U-Net", "highresnet": "HighResNet"}[arguments.peer]
+        name = f"{kind} with {peer.num_parameters():,} parameters"
         scores[name] = train(peer_run, peer)
         sizes[name], cpu_seconds[name] = peer.num_parameters(), peer_run.cpu_seconds
         peer_run.release()
@@ -200,10 +210,10 @@ def main() -> None:
         maps = [partial(otsu_map, brighter=brighter) for brighter in (True, False)]
         best = max(maps, key=lambda map_of: score(map_of, data.train).ious[1])
         scores["Otsu's threshold"] = score(best, data.held_out)
-    elif config.num_channels == 1:
+    elif data.num_channels == 1:
         by_value = PixelClassifier.tree(data.train, config.semantic_loss_ignore_index)
         scores["decision tree on single pixels"] = score(by_value, data.held_out)
-    if config.num_channels > 1:
+    if data.num_channels > 1:
         by_channels = PixelClassifier.logistic(data.train, config.semantic_loss_ignore_index)
         scores["logistic regression on single pixels"] = score(by_channels, data.held_out)
 
@@ -253,16 +263,18 @@ def load_data(
             names,
             arguments.binary_masks,
         )
+    num_channels = arguments.channel_components or data.num_channels
+    if num_channels > data.num_channels:
+        raise ValueError(f"channel_components must be at most the {data.num_channels} channels, got {num_channels}")
     of_data = {
-        "num_channels": data.num_channels,
+        "num_channels": num_channels,
         "num_labels": len(data.label_names),
         "id2label": dict(enumerate(data.label_names)),
         "label2id": {name: number for number, name in enumerate(data.label_names)},
     }
-    if arguments.model_name_or_path is not None and data.num_channels != config.num_channels:
+    if arguments.model_name_or_path is not None and num_channels != config.num_channels:
         raise ValueError(
-            f"{arguments.model_name_or_path} takes {config.num_channels} channels, and the data have "
-            f"{data.num_channels}"
+            f"{arguments.model_name_or_path} takes {config.num_channels} channels, and the data have {num_channels}"
         )
     return starting_config(arguments, **of_data), data
 
@@ -304,7 +316,8 @@ def make_augmentation(training: SegmentationTrainingArguments, num_axes: int) ->
             f"the model has the axes 0 to {num_axes - 1}, got augment_flip_axes={training.augment_flip_axes} and "
             f"augment_exchange_axes={training.augment_exchange_axes}"
         )
-    return RandomGridChanges(flipped, exchanged, training.augment_contrast, training.augment_brightness)
+    strengths = training.augment_contrast, training.augment_brightness, training.augment_noise
+    return RandomGridChanges(flipped, exchanged, *strengths)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,58 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(np.sqrt(squares / count).tolist())
 
 
+def whitening_components(
+    grids: Iterable[Grid],
+    number: int,
+    means: tuple[float, ...],
+    deviations: tuple[float, ...],
+    options: SimpleNamespace,
+) -> np.ndarray:
+    """(number, channels): the first principal components of the channels, normalised, each scaled to variance 1.
+
+    Over all pixels whose channels are all there, in float64. Signs are such that the largest weight is positive.
+
+    Raises:
+        ValueError: no pixel with all channels, and components that do not vary.
+    """
+    products, count = np.zeros((len(means), len(means))), 0
+    mean, deviation = np.reshape(means, (-1, 1)), np.reshape(deviations, (-1, 1))
+    for grid in grids:
+        rows = max(1, VALUES_AT_ONCE // (len(means) * math.prod(grid.pixels[1:])))
+        for start in range(0, grid.pixels[0], rows):
+            part = [grid.channel(channel, slice(start, start + rows)) for channel in range(len(means))]
+            there = np.logical_and.reduce([valid_pixels(values, grid.name, options) for values in part])
+            found = np.stack([np.ma.getdata(values)[there].astype(np.float64) for values in part])
+            found = (found - mean) / deviation
+            products += found @ found.T
+            count += found.shape[1]
+    if not count:
+        raise ValueError("no pixel has all channels, so how they vary together is not known")
+    variances, directions = np.linalg.eigh(products / count)  # from the smallest
+    variances, directions = variances[::-1][:number], directions.T[::-1][:number]
+    varying = int((variances > variances[0] * len(means) * np.finfo(np.float64).eps).sum())
+    if varying < number:
+        raise ValueError(f"the channels have only {varying} principal components that vary, asked for {number}")
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], 1)
+    return directions * np.sign(largest) / np.sqrt(variances)[:, None]
+
+
+def component_weights(value: Any, num_channels: int) -> tuple[tuple[float, ...], ...]:
+    """`channel_components` as Python's floats: one weight for each channel in each of at least one row."""
+    try:
+        weights = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"channel_components must be rows of numbers, got {value!r}") from error
+    if weights.ndim != 2 or not len(weights) or weights.shape[1] != num_channels:
+        raise ValueError(
+            f"channel_components must be rows with one weight for each of the {num_channels} channels, got shape "
+            f"{weights.shape}"
+        )
+    if not np.isfinite(weights).all():
+        raise ValueError("channel_components must be finite")
+    return tuple(tuple(row) for row in weights.tolist())
+
+
 class AxialGridProcessorKwargs(TypedDict, total=False):
     """The options of `AxialGridProcessor`, whose docstring says what they are."""
 
@@ -207,6 +259,7 @@ class AxialGridProcessorKwargs(TypedDict, total=False):
     do_normalize: bool
     image_mean: float | list[float] | tuple[float, ...]
     image_std: float | list[float] | tuple[float, ...]
+    channel_components: list[list[float]] | tuple[tuple[float, ...], ...] | None
     do_mask_missing: bool
     missing_value: float | None
     add_validity_channel: bool
@@ -233,6 +286,9 @@ class AxialGridProcessor(ArrayProcessor):
       xarray, of which these are taken in this order.
     - `image_mean`, `image_std`: one number, or one per channel; `fit` learns them. With `do_normalize`, values are
       (value - mean) / deviation, computed in float64.
+    - `channel_components`: rows of one weight for each channel. `pixel_values` are then the sums of the channels,
+      normalised, with these weights, one for each row (give the model as many `num_channels`). `fit_components` learns
+      principal components.
     - Missing are NaN, `missing_value`, and what is masked in numpy's masked arrays (in one channel or several); with
       `do_mask_missing=False` they are refused. `attention_mask` is False for a cell whose pixels are **all** missing in
       all channels, as for padding. Elsewhere missing pixels become the channel's mean, 0 after normalising.
@@ -267,6 +323,7 @@ class AxialGridProcessor(ArrayProcessor):
     do_normalize: bool = True
     image_mean: Any = 0.0
     image_std: Any = 1.0
+    channel_components: Any = None
     do_mask_missing: bool = True
     missing_value: float | None = None
     add_validity_channel: bool = False
@@ -315,6 +372,8 @@ class AxialGridProcessor(ArrayProcessor):
             for key, positive in ((f"{name}_mean", False), (f"{name}_std", True)):
                 if options[key] is not None or name == "image":
                     options[key] = one_or_per_channel(options[key], key, number, positive)
+        if options["channel_components"] is not None:
+            options["channel_components"] = component_weights(options["channel_components"], num_channels)
         return options
 
     @staticmethod
@@ -380,6 +439,9 @@ class AxialGridProcessor(ArrayProcessor):
         for grid, cells in zip(grids, mask, strict=True):
             if not cells.any():
                 raise ValueError(f"{grid.name} has missing values only")
+        if options.channel_components is not None:
+            sums = np.tensordot(np.float32(options.channel_components), values, (1, 1))
+            values = np.ascontiguousarray(sums.swapaxes(0, 1))
         if options.add_validity_channel:
             values = np.concatenate([values, valid.all(1, keepdims=True).astype(np.float32)], axis=1)
         data = {"pixel_values": values, "attention_mask": mask}
@@ -472,6 +534,23 @@ class AxialGridProcessor(ArrayProcessor):
         options = self._options()
         grids = self._grids(images, "images", options.num_channels, options)
         self.image_mean, self.image_std = channel_statistics(grids, options.num_channels, options)
+        return self
+
+    def fit_components(self, images: Any, number: int) -> "AxialGridProcessor":
+        """After `fit`: learns `channel_components`, the first `number` principal components of the channels, whitened.
+
+        Takes what `fit` takes. Over the pixels whose channels are all there each component has variance 1, and no two
+        of them vary together.
+
+        Raises:
+            ValueError: another number of components than there are.
+        """
+        options = self._options()
+        if whole_number(number, "number") > options.num_channels:
+            raise ValueError(f"{options.num_channels} channels have no {number} principal components")
+        grids = self._grids(images, "images", options.num_channels, options)
+        weights = whitening_components(grids, number, *self._scale(options), options)
+        self.channel_components = component_weights(weights, options.num_channels)
         return self
 
     def fit_targets(self, targets: Any) -> "AxialGridProcessor":

@@ -335,6 +335,62 @@ def test_statistics_of_16_bits_last_channels_and_names():
     np.testing.assert_allclose(normalised.std(axis=(0, 2, 3)), 1, rtol=1e-7)
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 2**22])
+def test_components_are_those_of_all_pixels_with_variance_1(monkeypatch, at_once):
+    """Beside an eigendecomposition of what lies in all parts together: variances fall, signs are fixed."""
+    monkeypatch.setattr(grid_processing_axial, "VALUES_AT_ONCE", at_once)
+    mix = np.random.default_rng(1).standard_normal((4, 4))
+    arrays = [np.einsum("oc,cij->oij", mix, fields(4, *shape, seed=shape[0])) for shape in ((6, 7), (3, 2), (5, 1))]
+    processor = AxialGridProcessor(patch_size=1, num_channels=4).fit(arrays)
+    assert processor.fit_components((array for array in arrays), 3) is processor
+    pixels = np.concatenate([array.reshape(4, -1) for array in arrays], 1)
+    variances, directions = np.linalg.eigh(np.corrcoef(pixels))
+    weights = np.array(processor.channel_components)
+    for row, variance, direction in zip(weights, variances[::-1], directions.T[::-1], strict=False):
+        assert row[np.abs(row).argmax()] > 0
+        np.testing.assert_allclose(row * np.sign(row @ direction), direction / variance**0.5, rtol=1e-8, atol=1e-9)
+    inputs = processor(arrays, return_tensors="pt")
+    assert inputs.pixel_values.shape == (3, 3, 6, 7) and inputs.pixel_values.is_contiguous()
+    seen = [values[:, : a.shape[1], : a.shape[2]] for values, a in zip(inputs.pixel_values, arrays, strict=True)]
+    seen = torch.cat([values.flatten(1) for values in seen], 1)
+    np.testing.assert_allclose(seen @ seen.T / seen.shape[1], np.eye(3), atol=1e-5)
+
+
+def test_components_of_channels_that_are_missing():
+    """A channel that is missing counts as its mean, padding stays 0, and the mask is that of the channels."""
+    array = fields(2, 5, 4)
+    array[0, 1, 2] = array[1, 3] = np.nan
+    array[:, 0, 0] = np.nan
+    plain = AxialGridProcessor(patch_size=[1, 3], num_channels=2, image_mean=7.0, image_std=3.0)
+    weights = [[1.0, 2.0], [0.5, -1.0], [0.0, 4.0]]
+    options = {"channel_components": weights, "add_validity_channel": True}
+    before, after = plain([array]), plain([array], **options)
+    expected = np.einsum("oc,bcij->boij", weights, before.pixel_values)
+    np.testing.assert_allclose(after.pixel_values[:, :3], expected, atol=1e-6)
+    assert not after.pixel_values[:, :, :, 4:].any() and np.array_equal(after.attention_mask, before.attention_mask)
+    assert np.array_equal(after.pixel_values[0, 3, :, :4], ~np.isnan(array).any(0))
+    # What is learnt is that of the pixels with both channels.
+    there = (array[:, ~np.isnan(array).any(0)] - 7) / 3
+    (weight,) = plain.fit_components([array], 1).channel_components
+    variance, direction = (numbers[..., -1] for numbers in np.linalg.eigh(there @ there.T / there.shape[1]))
+    np.testing.assert_allclose(np.abs(weight), np.abs(direction) / variance**0.5, rtol=1e-9)
+
+
+def test_components_that_are_not_there():
+    array = fields(2, 6, 7)
+    processor = AxialGridProcessor(patch_size=1, num_channels=3).fit(np.stack([*array, array[0] * 2 + 1]))
+    for arrays, number, message in (
+        (np.stack([*array, array[0] * 2 + 1]), 3, "only 2 principal components that vary, asked for 3"),
+        (np.stack([*array, np.full((6, 7), np.nan)]), 1, "no pixel has all channels"),
+        (fields(3, 6, 7), 4, "3 channels have no 4 principal components"),
+        (fields(3, 6, 7), 0, "number must be an int of at least 1"),
+        (fields(2, 6, 7), 1, "must have 3 channels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor.fit_components(arrays, number)
+        assert processor.channel_components is None
+
+
 def test_statistics_of_targets():
     arrays, targets = fields(1, 5, 7), fields(2, 5, 7, seed=3)
     processor = AxialGridProcessor(patch_size=[5, 7], num_target_channels=2).fit(arrays).fit_targets(targets)
@@ -517,6 +573,7 @@ BAD_OPTIONS = {
     "do_normalize": (1, "yes"),
     "image_mean": ([1.0], [1.0, np.nan], "x", [[1.0, 2.0]]),
     "image_std": (0.0, [1.0, -1.0], np.inf),
+    "channel_components": ([1.0, 2.0], [], [[1.0]], [[1.0, np.inf]], "x", [[1.0, 2.0], [3.0]]),
     "do_mask_missing": (0,),
     "missing_value": (np.nan, np.inf, "none", [1.0, 2.0]),
     "add_validity_channel": (2,),
@@ -585,6 +642,7 @@ CHOICES = {
     "do_normalize": True,
     "image_mean": [1 / 3, 1e-30],
     "image_std": [2 / 3, 1e30],
+    "channel_components": [[1 / 3, 1e-30], [0.0, 2.0], [1.0, -1.0]],
     "do_mask_missing": True,
     "missing_value": -9999,
     "add_validity_channel": True,

@@ -107,6 +107,19 @@ def test_values_are_scaled_and_shifted_by_channel():
     assert torch.equal(changed["labels"], batch["labels"])
 
 
+def test_noise_is_normal_and_new_for_each_value():
+    batch = {"pixel_values": torch.full((50, 2, 30), 3.0, dtype=torch.float64)} | {"labels": torch.zeros(50, 30)}
+    changed = RandomGridChanges(noise=0.5)(batch, seeded())
+    noise = changed["pixel_values"] - 3
+    assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(0.5, abs=0.02)
+    assert len(noise.unique()) == noise.numel() and abs((noise**4).mean() - 3 * 0.5**4) < 0.05
+    assert torch.equal(changed["labels"], batch["labels"])
+    # All else is drawn as without.
+    numbers = labelled(6, 4, 4)
+    plain, noisy = (RandomGridChanges([0, 1], [0, 1], 0.2, 0.3, noise)(numbers, seeded(5)) for noise in (0.0, 1e-9))
+    torch.testing.assert_close(noisy["pixel_values"], plain["pixel_values"])
+
+
 def test_nothing_asked_changes_nothing():
     batch = labelled(3, 5, 7, patch=(5, 1))
     changed = RandomGridChanges()(batch, seeded())
@@ -115,7 +128,7 @@ def test_nothing_asked_changes_nothing():
 
 def test_processes_draw_what_one_would():
     batch = labelled(6, 4, 4, patch=(2, 2))
-    changes = RandomGridChanges([0, 1], [0, 1], 0.2, 0.3)
+    changes = RandomGridChanges([0, 1], [0, 1], 0.2, 0.3, 0.4)
     alone = changes(batch, seeded(5))
     for process in range(3):
         part = changes({name: tensor[process::3] for name, tensor in batch.items()}, seeded(5), process, 3)
@@ -129,6 +142,7 @@ def test_processes_draw_what_one_would():
         ({"exchange_axes": [-1]}, "exchange_axes must be different axes"),
         ({"contrast": 1}, r"contrast must be in \[0, 1\)"),
         ({"brightness": float("nan")}, r"brightness must be in \[0, inf\)"),
+        ({"noise": -0.1}, r"noise must be in \[0, inf\)"),
     ],
 )
 def test_impossible_changes_are_refused(arguments, words):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.peers import equally_large_unet, peer_arguments
+from examples.peers import equally_large, equally_large_unet, peer_arguments
 from examples.training_run import RunArguments
 
 
@@ -30,6 +30,13 @@ def test_the_widths_nearest_to_a_size(size):
 def test_no_such_size():
     with pytest.raises(ValueError, match="no U-Net has within 5 % of the 10 parameters of the model"):
         equally_large_unet(Widths, 10)
+
+
+def test_the_nearest_of_those_that_are_given():
+    candidates = [(3,), (9,), (10,), (20,)]
+    assert equally_large(Widths, candidates, 96, "network").widths == (10,)
+    with pytest.raises(ValueError, match="no network has within 5 % of the 150 parameters .* differs by -50"):
+        equally_large(Widths, candidates, 150, "network")
 
 
 def test_a_peer_resumes_where_it_stands():

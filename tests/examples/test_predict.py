@@ -96,6 +96,17 @@ def test_no_class_where_nothing_is_known(tmp_path, predict, ignore_index, dtype)
     assert set(np.unique(labels[labels != ignore_index])) <= {0, 1, 2}
 
 
+def test_channels_of_which_the_model_sees_components(tmp_path, predict):
+    weights = np.random.default_rng(0).normal(size=(2, 5))
+    processor = AxialGridProcessor(patch_size=[2, 3], num_channels=5, channel_components=weights)
+    model = save(tmp_path / "model", AxialForSemanticSegmentation, processor, [4, 6], [2, 3], num_channels=2)
+    values = np.random.default_rng(1).normal(size=(5, 4, 6))
+    np.save(tmp_path / "a.npy", values)
+    pixel_values = torch.from_numpy(np.einsum("oc,cij->oij", weights, values))[None].float()
+    labels = np.load(predict(tmp_path / "model", tmp_path / "a.npy") / "a.npy")
+    assert np.array_equal(labels, model(pixel_values).logits.argmax(1)[0]) and len(np.unique(labels)) > 1
+
+
 def test_pictures_become_pictures_with_a_palette(tmp_path, predict):
     processor = AxialImageProcessor(num_channels=3, patch_size=[2, 3], do_resize=False, do_pad=True)
     model = save(tmp_path / "model", AxialForSemanticSegmentation, processor, [8, 9], [2, 3], num_channels=3)

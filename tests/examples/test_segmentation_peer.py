@@ -1,11 +1,17 @@
-"""The U-Net to compare with: as large as the model, for grids of any size, with the same loss."""
+"""The networks of convolutions to compare with: as large as the model, for grids of any size, with the same loss."""
 
 import sys
 
 import pytest
 import torch
 
-from examples.segmentation_peer import UNetConfig, UNetForSemanticSegmentation, unet_for
+from examples.segmentation_peer import (
+    HighResNetConfig,
+    HighResNetForSemanticSegmentation,
+    UNetConfig,
+    UNetForSemanticSegmentation,
+    make_peer,
+)
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 
 
@@ -25,29 +31,35 @@ def make_config(num_axes, hidden_size=24):
     )
 
 
+PEERS = ("unet", "highresnet")
+
+
+@pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 @pytest.mark.parametrize("hidden_size", [24, 64])
-def test_equal_size(num_axes, hidden_size):
+def test_equal_size(name, num_axes, hidden_size):
     config = make_config(num_axes, hidden_size)
     size = AxialForSemanticSegmentation(config).num_parameters()
-    peer = unet_for(config, size)
+    peer = make_peer(name, config, size)
     assert abs(peer.num_parameters() - size) <= 0.05 * size
     assert (peer.config.num_labels, peer.config.class_weights) == (3, [1.0, 2.0, 3.0])
     assert (peer.config.dice_loss_weight, peer.config.semantic_loss_ignore_index) == (0.5, 7)
 
 
-def test_no_such_peer():
-    with pytest.raises(ValueError, match="exists for 1 to 3 axes, the model has 4"):
-        unet_for(make_config(4), 1000)
-    with pytest.raises(ValueError, match="no U-Net has within 5 % of the 10 parameters"):
-        unet_for(make_config(2), 10)
+@pytest.mark.parametrize(("name", "title"), [("unet", "U-Net"), ("highresnet", "HighResNet")])
+def test_no_such_peer(name, title):
+    with pytest.raises(ValueError, match=f"--peer={name} exists for 1 to 3 axes, the model has 4"):
+        make_peer(name, make_config(4), 1000)
+    with pytest.raises(ValueError, match=f"no {title} has within 5 % of the 10 parameters"):
+        make_peer(name, make_config(2), 10)
 
 
+@pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("size", [(8, 12), (5, 7), (3, 11, 5)])
-def test_grids_of_any_size_and_the_loss_of_the_model(size):
+def test_grids_of_any_size_and_the_loss_of_the_model(name, size):
     torch.manual_seed(0)
     config = make_config(len(size))
-    peer = unet_for(config, 20_000)
+    peer = make_peer(name, config, 20_000)
     pixel_values = torch.randn(2, 2, *size)
     labels = torch.randint(3, (2, *size))
     labels[0, 0] = 7
@@ -58,6 +70,19 @@ def test_grids_of_any_size_and_the_loss_of_the_model(size):
     assert torch.equal(output.loss, expected)
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in peer.parameters())
+
+
+@pytest.mark.parametrize("num_axes", [1, 2])
+def test_a_pixel_of_the_highresnet_reads_those_up_to_7_away_and_gives_any_number(num_axes):
+    torch.manual_seed(0)
+    config = HighResNetConfig(num_axes=num_axes, num_channels=2, widths=(5, 6), num_labels=3)
+    peer = HighResNetForSemanticSegmentation(config).eval()
+    pixel_values = torch.randn(1, 2, *[21] * num_axes, requires_grad=True)
+    logits = peer(pixel_values).logits
+    assert (logits < 0).any() and (logits > 0).any()
+    logits[(0, slice(None), *[10] * num_axes)].sum().backward()
+    read = pixel_values.grad[0].abs().sum(0).nonzero()
+    assert read.amin() == 3 and read.amax() == 17
 
 
 def test_weights_are_those_of_monai_and_come_back(tmp_path):

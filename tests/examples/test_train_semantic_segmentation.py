@@ -378,6 +378,9 @@ def test_numbers_per_axis():
         ([*NUCLEI, "--tile_size=0"], "tile_size must be one positive"),
         ([*NUCLEI, "--augment_flip_axes=2"], "the model has the axes 0 to 1"),
         ([*NUCLEI, "--augment_contrast=1"], "contrast must be in"),
+        ([*NUCLEI, "--augment_noise=-1"], "noise must be in"),
+        ([*NUCLEI, "--channel_components=0"], "channel_components must be at least 1"),
+        ([*NUCLEI, "--channel_components=2"], "channel_components must be at most the 1 channels, got 2"),
     ],
 )
 def test_bad_arguments(monkeypatch, tmp_path, arguments, words):
@@ -386,6 +389,13 @@ def test_bad_arguments(monkeypatch, tmp_path, arguments, words):
     with pytest.raises(ValueError, match=words):
         train_semantic_segmentation.main()
     assert not list(tmp_path.iterdir())  # before work starts
+
+
+def test_pictures_have_no_components(monkeypatch, inputs, tmp_path):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *pictures_arguments(inputs, tmp_path), "--channel_components=1"])
+    with pytest.raises(ValueError, match="channel_components=1 is for arrays, and these are pictures"):
+        train_semantic_segmentation.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_data_end_a_run_before_its_model_is_made(monkeypatch, inputs, tmp_path):
