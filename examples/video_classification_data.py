@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class DrawnClips(Dataset):
         if self.sampler is None:
             return [0.5] * count
         generator = seeded_generator(self.sampler.seed, self.sampler.epoch, index)
-        return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+        return torch.rand(count, generator=generator).tolist()  # of 24 bits, so that adding whole numbers is exact
 
 
 def frames_at(num_frames: int, wanted: int, position: float) -> list[int]:
@@ -271,24 +272,36 @@ class Films:
         self, processor: BaseImageProcessor, config: AxialConfig, mirror: bool, accelerator: Accelerator, workers: int
     ) -> tuple[DrawnClips, Dataset]:
         """Crops to learn from and to measure on."""
+
+        def as_pixels(films: Sequence[np.ndarray]) -> list[torch.Tensor]:
+            whole = {"num_frames": None, "do_resize": False, "patch_size": (1, 1, 1)}
+            return [processor([film], return_tensors="pt", **whole)["pixel_values"][0] for film in films]
+
         return (
-            DrawnCrops(self.train, self.crops_per_epoch, config.image_shape, processor, mirror),
-            LatticeCrops(self.held_out, config.image_shape, processor),
+            DrawnCrops(as_pixels(self.train), self.crops_per_epoch, config.image_shape, mirror),
+            LatticeCrops(as_pixels(self.held_out), config.image_shape),
         )
 
 
-def as_pixels(crop: np.ndarray, processor: BaseImageProcessor) -> torch.Tensor:
-    return processor([crop], return_tensors="pt")["pixel_values"][0]
+def crop(film: torch.Tensor, starts: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """The part of a film (T, C, H, W) of a shape (time, height, width) that begins at `starts`."""
+    time, rows, columns = (slice(start, start + part) for start, part in zip(starts, shape, strict=True))
+    return film[time, :, rows, columns]
+
+
+def space_for(film: torch.Tensor, shape: Sequence[int]) -> list[range]:
+    """Where a part of a shape may begin along time, height and width."""
+    return [range(film.shape[dim] - part + 1) for dim, part in zip((0, 2, 3), shape, strict=True)]
 
 
 class DrawnCrops(DrawnClips):
-    """`count` crops (frames, height, width) in turn of each of `films`, whose places in them are drawn."""
+    """
+    `count` crops of a shape (time, height, width) of films (T, C, H, W), of each film in turn, whose places are drawn;
+    half of those that are drawn are mirrored, if asked to. The number of a film is its label.
+    """
 
-    def __init__(
-        self, films: Sequence[np.ndarray], count: int, shape: Sequence[int], processor: BaseImageProcessor, mirror: bool
-    ):
-        self.films, self.count, self.shape = films, count, shape
-        self.processor, self.mirror = processor, mirror
+    def __init__(self, films: Sequence[torch.Tensor], count: int, shape: Sequence[int], mirror: bool):
+        self.films, self.count, self.shape, self.mirror = films, count, shape, mirror
 
     def __len__(self) -> int:
         return self.count
@@ -297,25 +310,24 @@ class DrawnCrops(DrawnClips):
         label = index % len(self.films)
         film = self.films[label]
         *places, side = self.draws(index, 4)
-        starts = [
-            int(place * (whole - part + 1)) for place, whole, part in zip(places, film.shape, self.shape, strict=False)
-        ]
-        crop = film[tuple(slice(start, start + part) for start, part in zip(starts, self.shape, strict=True))]
-        return as_pixels(crop[:, :, ::-1] if self.mirror and side < 0.5 else crop, self.processor), label
+        starts = [int(place * len(space)) for place, space in zip(places, space_for(film, self.shape), strict=True)]
+        pixel_values = crop(film, starts, self.shape)
+        return pixel_values.flip(-1) if self.mirror and side < 0.5 else pixel_values, label
 
 
 class LatticeCrops(Dataset):
-    """All crops of films whose windows of time follow each other, and which overlap by half in height and width."""
+    """
+    All crops of a shape (time, height, width) of films (T, C, H, W) whose windows of time follow each other, and which
+    overlap by half in height and width. The number of a film is its label.
+    """
 
-    def __init__(self, films: Sequence[np.ndarray], shape: Sequence[int], processor: BaseImageProcessor):
-        self.films, self.shape, self.processor = films, shape, processor
+    def __init__(self, films: Sequence[torch.Tensor], shape: Sequence[int]):
+        self.films, self.shape = films, shape
         steps = (shape[0], max(1, shape[1] // 2), max(1, shape[2] // 2))
         self.items = [
-            (label, (time, row, column))
+            (label, starts)
             for label, film in enumerate(films)
-            for time in range(0, film.shape[0] - shape[0] + 1, steps[0])
-            for row in range(0, film.shape[1] - shape[1] + 1, steps[1])
-            for column in range(0, film.shape[2] - shape[2] + 1, steps[2])
+            for starts in product(*(space[::step] for space, step in zip(space_for(film, shape), steps, strict=True)))
         ]
 
     def __len__(self) -> int:
@@ -323,5 +335,4 @@ class LatticeCrops(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         label, starts = self.items[index]
-        crop = self.films[label][tuple(slice(at, at + part) for at, part in zip(starts, self.shape, strict=True))]
-        return as_pixels(crop, self.processor), label
+        return crop(self.films[label], starts, self.shape), label
