@@ -107,7 +107,7 @@ class ClipFiles(DrawnClips):
 
 
 def read_frames(path: Path, numbers: Sequence[int]) -> np.ndarray:
-    """Frames of a film by their numbers, in order: uint8 (frames, height, width, 3); none after the last is decoded."""
+    """Frames of a film by their numbers, in order: uint8 (frames, height, width, 3). Decodes none behind the last."""
     frames = []
     with open_film(path) as film:
         for number, frame in enumerate(film.decode(video=0)):

@@ -24,7 +24,10 @@ def test_accuracies_by_hand():
     assert {name: scores[f"accuracy {name}"] for name in "abd"} == pytest.approx({"a": 2 / 3, "b": 0, "d": 1})
     assert "accuracy c" not in scores and scores["mean accuracy"] == pytest.approx(5 / 9)
     head, line = score_lines({OURS: scores})
-    assert head == "accuracy, mean accuracy, of each class: a, b, d" and line == "0.6000 0.5556 0.6667 0.0000 1.0000  " + OURS
+    assert (
+        head == "accuracy, mean accuracy, of each class: a, b, d"
+        and line == "0.6000 0.5556 0.6667 0.0000 1.0000  " + OURS
+    )
 
 
 def test_baselines_learn_from_training_clips_alone():
