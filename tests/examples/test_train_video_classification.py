@@ -18,7 +18,6 @@ from examples.train_video_classification import (
     RunArguments,
     load_data,
 )
-from examples.video_classification_data import Films
 from modeling_axial import AxialForVideoClassification
 from modeling_axial.training import parse_arguments, read_metrics
 from tests.conftest import ROOT
@@ -173,7 +172,11 @@ def test_the_recipe(small_films):
     recipe = str(ROOT / "configuration" / "training" / "films.yaml")
     arguments, training, _ = parse_arguments(DataArguments, ClipTrainingArguments, RunArguments, argv=[recipe])
     config, data = load_data(arguments, training)
-    assert isinstance(data, Films) and config.id2label == {0: "bigbuckbunny", 1: "bikes", 2: "carphone"}
+    assert isinstance(data, train_video_classification.Films) and config.id2label == {
+        0: "bigbuckbunny",
+        1: "bikes",
+        2: "carphone",
+    }
     clips = torch.randn(2, config.image_shape[0], config.num_channels, *config.image_shape[1:])
     loss = AxialForVideoClassification(config)(pixel_values=clips, labels=torch.tensor([0, 2])).loss
     assert 0.3 < loss.item() < 4
