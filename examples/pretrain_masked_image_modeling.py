@@ -110,8 +110,8 @@ def main() -> None:
 
     def batch_loss(model: torch.nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
         pixel_values, _ = batch
-        share = accelerator.process_index, accelerator.num_processes
-        masks = random_masks(len(pixel_values), training.mask_ratio, config.grid_shape, run.sampler.generator(), *share)
+        draws = run.sampler.generator(), *accelerator.share
+        masks = random_masks(len(pixel_values), training.mask_ratio, config.grid_shape, *draws)
         return model(pixel_values=pixel_values, bool_masked_pos=masks.to(pixel_values.device)).loss, len(pixel_values)
 
     def measure(model: torch.nn.Module) -> dict[str, float]:

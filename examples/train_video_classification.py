@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from peers import start_peer_run
+from image_classification_scores import Scores, evaluate
+from peers import check_peer, start_peer_run
 from results import OURS, write_results
-from torch.utils.data import DataLoader
 from training_run import (
     RunArguments,
     TrainingArguments,
@@ -106,6 +105,7 @@ def main() -> None:
     arguments, training, run_arguments = parse_arguments(
         DataArguments, ClipTrainingArguments, RunArguments, argv=sys.argv[1:]
     )
+    check_peer(training, arguments.peer)
     config, data = load_data(arguments, training)
     num_frames, height, width = config.image_shape
     processor = AxialVideoProcessor(
@@ -121,8 +121,8 @@ def main() -> None:
     workers = arguments.dataloader_num_workers
     train_data, validation_data = data.datasets(processor, config, training.augment_mirror, accelerator, workers)
 
-    def train(run: TrainingRun, model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-        """Trains a model, saves it, and returns its predictions and the truth."""
+    def train(run: TrainingRun, model: PreTrainedModel) -> Scores:
+        """Trains a model, saves it, and returns its scores."""
         run.load(train_data, workers)
         train_data.sampler = run.sampler
         loader = run.load_validation(validation_data, workers)
@@ -132,21 +132,22 @@ def main() -> None:
             return model(pixel_values=pixel_values, labels=labels).loss, len(labels)
 
         def measure(model: torch.nn.Module) -> dict[str, float]:
-            return accuracies(*predict(run.accelerator, model, loader), data.label_names)
+            scores = evaluate(run.accelerator, model, loader, len(data.label_names))
+            return accuracies(scores, data.label_names) | {"validation_loss": scores.loss}
 
         model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
         run.save_model(model)
-        return predict(run.accelerator, model, loader)
+        return evaluate(run.accelerator, model, loader, len(data.label_names))
 
     model = AxialForVideoClassification(config)
     sizes = {OURS: model.num_parameters()}
-    predictions, labels = train(run, model)
-    scores, cpu_seconds = {OURS: accuracies(predictions, labels, data.label_names)}, {OURS: run.cpu_seconds}
+    ours = train(run, model)
+    scores, cpu_seconds = {OURS: accuracies(ours, data.label_names)}, {OURS: run.cpu_seconds}
     if arguments.peer is not None:
         peer_run = start_peer_run(training, run_arguments, arguments.peer, arguments.peer_steps)
         peer = timesformer_for(config, sizes[OURS])
         name = f"TimeSformer with {peer.num_parameters():,} parameters"
-        scores[name] = accuracies(*train(peer_run, peer), data.label_names)
+        scores[name] = accuracies(train(peer_run, peer), data.label_names)
         sizes[name], cpu_seconds[name] = peer.num_parameters(), peer_run.cpu_seconds
         peer_run.release()
 
@@ -157,7 +158,9 @@ def main() -> None:
             scores |= baseline_accuracies(train_data, validation_data, data.label_names)
         print(*score_lines(scores), sep="\n")
         write_results(output_dir, scores, sizes, cpu_seconds)
-        draw_predictions(output_dir / "predictions.png", validation_data, predictions, labels, data.label_names)
+        draw_predictions(
+            output_dir / "predictions.png", validation_data, ours.predictions, ours.labels, data.label_names
+        )
         write_model_card(output_dir, data, scores, num_frames, run_arguments.hub_model_id)
         if run_arguments.push_to_hub:
             push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a classifier of clips")
@@ -185,19 +188,6 @@ def load_data(arguments: DataArguments, training: ClipTrainingArguments) -> tupl
         "label2id": {name: number for number, name in enumerate(data.label_names)},
     }
     return load_preset(arguments.config_name, **labels), data
-
-
-@torch.no_grad()
-def predict(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
-    """(predicted classes, true classes) over a whole data set, the same on every process."""
-    model.eval()
-    predictions, labels = [], []
-    for pixel_values, true in loader:
-        predicted = model(pixel_values=pixel_values).logits.argmax(-1)
-        predicted, true = accelerator.gather_for_metrics((predicted, true))
-        predictions.append(predicted.cpu())
-        labels.append(true.cpu())
-    return torch.cat(predictions), torch.cat(labels)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What is told about a classifier of clips: its accuracies beside those of others, a picture, a model card."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,27 +10,24 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from image_classification_data import printable
 from image_classification_report import quoted, shortened, stretched
+from image_classification_scores import Scores, score
 from matplotlib.figure import Figure
 from results import OURS
 from torch.utils.data import Dataset
-from torchmetrics.functional.classification import multiclass_accuracy
 from video_classification_data import ClipFolder, Films
 
 DRAWN, COLUMNS, FRAMES = 15, 3, 4  # clips, of which so many stand side by side, and frames of each
 
 
-def accuracies(predictions: torch.Tensor, labels: torch.Tensor, label_names: Sequence[str]) -> dict[str, float]:
+def accuracies(scores: Scores, label_names: Sequence[str]) -> dict[str, float]:
     """
-    Of numbers of classes (N,): the share of the clips whose class is right; the mean of these shares over the classes;
-    and that of each class. Classes without a clip are left out.
+    The share of the clips whose class is right; the mean of these shares over the classes; and that of each class.
+    Classes without a clip are left out.
     """
-    there = labels.unique().tolist()
-    of_classes = multiclass_accuracy(predictions, labels, len(label_names), average=None)[there].tolist()
-    scores = {
-        "accuracy": (predictions == labels).double().mean().item(),
-        "mean accuracy": sum(of_classes) / len(of_classes),
-    }
-    return scores | {f"accuracy {label_names[i]}": share for i, share in zip(there, of_classes, strict=True)}
+    recall = scores.per_class["recall"]
+    of_classes = {f"accuracy {name}": share for name, share in zip(label_names, recall.tolist(), strict=True)}
+    means = {"accuracy": scores.accuracy, "mean accuracy": recall.nanmean().item()}
+    return means | {name: share for name, share in of_classes.items() if not math.isnan(share)}
 
 
 def baseline_accuracies(train: Dataset, validation: Dataset, label_names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -63,8 +61,12 @@ def baseline_accuracies(train: Dataset, validation: Dataset, label_names: Sequen
     }
     return {
         name: accuracies(
-            torch.from_numpy(classifier.fit(features(clips), labels).predict(features(held_out))),
-            torch.tensor(truth),
+            score(
+                torch.full((len(truth),), torch.nan),  # they have no loss
+                torch.from_numpy(classifier.fit(features(clips), labels).predict(features(held_out))),
+                torch.tensor(truth),
+                len(label_names),
+            ),
             label_names,
         )
         for name, (classifier, features) in classifiers.items()

@@ -7,6 +7,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from examples.results import OURS
+from examples.image_classification_scores import score
 from examples.video_classification_report import (
     accuracies,
     baseline_accuracies,
@@ -19,7 +20,9 @@ from examples.video_classification_report import (
 
 
 def test_accuracies_by_hand():
-    scores = accuracies(torch.tensor([0, 0, 1, 3, 3]), torch.tensor([0, 0, 0, 1, 3]), ["a", "b", "c", "d"])
+    scores = accuracies(
+        score(torch.ones(5), torch.tensor([0, 0, 1, 3, 3]), torch.tensor([0, 0, 0, 1, 3]), 4), ["a", "b", "c", "d"]
+    )
     assert scores["accuracy"] == pytest.approx(3 / 5)
     assert {name: scores[f"accuracy {name}"] for name in "abd"} == pytest.approx({"a": 2 / 3, "b": 0, "d": 1})
     assert "accuracy c" not in scores and scores["mean accuracy"] == pytest.approx(5 / 9)
