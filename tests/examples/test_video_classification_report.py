@@ -6,8 +6,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from examples.results import OURS
 from examples.image_classification_scores import score
+from examples.results import OURS
 from examples.video_classification_report import (
     accuracies,
     baseline_accuracies,
