@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -297,9 +297,9 @@ class TrainingRun:
         }
         self._model, *prepared = accelerator.prepare(model, *optimizers, *schedules)
         self._optimizers, self._schedules = prepared[: len(optimizers)], prepared[len(optimizers) :]
-        fixed = FixedArguments(
-            free=("num_train_epochs", "max_train_steps"), added={"axis_parallel_size": 1}, **shape_of_run
-        )
+        # An argument that there was not yet when a checkpoint was made has its default in it.
+        added = {argument.name: argument.default for argument in fields(training)}
+        fixed = FixedArguments(free=("num_train_epochs", "max_train_steps"), added=added, **shape_of_run)
         accelerator.register_for_checkpointing(self.sampler, fixed, *also_saved)
 
     def _resume(self) -> int:

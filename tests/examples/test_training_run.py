@@ -4,7 +4,7 @@ import io
 import json
 import math
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from types import SimpleNamespace
 
 import pytest
@@ -261,6 +261,19 @@ def test_fewer_steps_than_are_done_are_refused_and_other_arguments_stay_fixed(tr
 
 
 # What is shown
+
+
+def test_a_checkpoint_of_before_an_argument_has_its_default(train, monkeypatch):
+    def without_decay(arguments):
+        return {name: value for name, value in asdict(arguments).items() if name != "weight_decay"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "asdict", without_decay)
+        train("run", max_train_steps=4, weight_decay=0.05)  # the default
+    with pytest.raises(ValueError, match="made with weight_decay=0.05, this run has weight_decay=0.5"):
+        train("run", "latest", max_train_steps=7, weight_decay=0.5)
+    _, lines = train("run", "latest", max_train_steps=7, weight_decay=0.05)
+    assert lines[-1]["step"] == 7
 
 
 class Terminal(io.StringIO):
