@@ -154,9 +154,10 @@ def test_nuclei_open_elsewhere_and_are_as_good_as_their_cards_say(run_python, na
 def test_forecasts_are_as_good_as_their_cards_say(monkeypatch, name):
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "examples"), str(ROOT / "examples" / "benchmarks")])
     from accelerate import Accelerator
-    from dense_prediction_data import BUILT_IN, ForecastData, ForecastSetup, MeasuredPasts, split_by_time
-    from dense_prediction_scores import forecast_all, rmse
     from torch.utils.data import DataLoader
+
+    from examples.dense_prediction_data import BUILT_IN, ForecastData, ForecastSetup, MeasuredPasts, split_by_time
+    from examples.dense_prediction_scores import forecast_all, rmse
 
     folder = CHECKPOINTS / name
     (result,) = ModelCard.load(folder / "README.md").data.eval_results
