@@ -1,6 +1,7 @@
 """Pictures drawn, completed and scored by script: they are what the model gives, and the same in any batch."""
 
 import csv
+import importlib
 import math
 import runpy
 import sys
@@ -151,10 +152,9 @@ def test_a_picture_is_completed(sample, models, tmp_path, rows):
 
 
 def test_the_unknown_part_is_shown(sample, tmp_path, monkeypatch):
-    import autoregressive_report
-
     panels = {}
-    monkeypatch.setattr(autoregressive_report, "draw_tiles", lambda path, tiles: panels.update(tiles))
+    report = importlib.import_module("autoregressive_report")  # as the script, which is run, imports it
+    monkeypatch.setattr(report, "draw_tiles", lambda path, tiles: panels.update(tiles))
     sample("grey", "--complete", write_pictures(tmp_path, (5, 4))[0], "--num_samples=2")
     assert list(panels) == ["given", "drawn by the model"]
     given, drawn = (panel[1:-1, 1:5, 0] for panel in panels.values())  # half of 5 rows: 2, as Python rounds
