@@ -24,7 +24,6 @@ from tests.examples import test_train_image_classification as classification
 from tests.examples.test_train_image_classification_distributed import launch
 
 SCRIPT = ROOT / "examples" / "train_autoregressive_image.py"
-PICTURES = ROOT / "tests" / "examples"
 SMALL = {"model_type": "axial_decoder", "hidden_size": 8, "num_attention_heads": 2, "hidden_dropout_prob": 0.1}
 SMALL |= {"num_outer_layers": 1, "num_inner_layers": 1, "num_exterior_layers": 1}
 DIGITS = {**SMALL, "image_size": [28, 28], "num_channels": 1, "vocab_size": 4}
@@ -319,8 +318,8 @@ def test_a_judge_of_other_classes_is_refused_before_training(monkeypatch, tmp_pa
             r"validation_share must be in",
         ),
         (["--config_name=digits_autoregressive", "--train_dir=x"], "x is not there, or no folder"),
-        (["--config_name=video_autoregressive", f"--train_dir={PICTURES}"], "pictures have 1 or 3 channels and 2 axes"),
-        (["--config_name=digits", f"--train_dir={PICTURES}"], "is no model that generates"),
+        (["--config_name=video_autoregressive", "--train_dir=PETS"], "pictures have 1 or 3 channels and 2 axes"),
+        (["--config_name=digits", "--train_dir=PETS"], "is no model that generates"),
         (
             ["--config_name=digits_autoregressive", "--dataset_name=digits", "--dataloader_num_workers=-1"],
             "num_workers",
@@ -343,7 +342,8 @@ def test_a_judge_of_other_classes_is_refused_before_training(monkeypatch, tmp_pa
         ),
     ],
 )
-def test_bad_arguments(monkeypatch, tmp_path, arguments, words):
+def test_bad_arguments(monkeypatch, tmp_path, pictures, arguments, words):
+    arguments = [argument.replace("PETS", str(pictures / "pets")) for argument in arguments]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     with pytest.raises(ValueError, match=words):
