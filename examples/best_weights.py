@@ -1,5 +1,6 @@
 """The best weights that a run has seen at its evaluations, which its checkpoints hold."""
 
+import json
 import math
 from pathlib import Path
 
@@ -70,14 +71,13 @@ class BestWeights:
 
     def _save(self, models: list, weights: list, folder: str) -> None:
         if self.evaluations and self._accelerator.is_main_process:
-            seen = {"value": self.value, "chosen": self.chosen, "evaluations": self.evaluations}
-            save_file(self._weights, Path(folder) / self.file, {name: repr(value) for name, value in seen.items()})
+            seen = json.dumps([self.value, self.chosen, self.evaluations])
+            save_file(self._weights, Path(folder) / self.file, {"seen": seen})  # one entry, as their order is random
 
     def _load(self, models: list, folder: str) -> None:
         path = Path(folder) / self.file
         if not path.exists():  # saved before the first evaluation
             return
         with safe_open(path, "pt") as file:
-            seen = file.metadata()
+            self.value, self.chosen, self.evaluations = json.loads(file.metadata()["seen"])
             self._weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        self.value, self.chosen, self.evaluations = float(seen["value"]), int(seen["chosen"]), int(seen["evaluations"])

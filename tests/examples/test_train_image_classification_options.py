@@ -311,7 +311,7 @@ def test_measuring_on_some_of_the_classes_and_on_the_share_of_a_run(kept, inputs
             {"model_name_or_path": "x"},
             {"load_best_model_at_end": True},
             {"resume_from_checkpoint": "latest"},
-            "no use for --load_best_model_at_end, resume_from_checkpoint",
+            "no use for --load_best_model_at_end, --resume_from_checkpoint",
         ),
     ],
 )
