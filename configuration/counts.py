@@ -10,6 +10,8 @@ import torch
 
 from configuration import list_presets, load_preset
 from modeling_axial import AxialConfig, AxialDecoderConfig, AxialForCausalImageModeling, AxialModel
+from modeling_axial.configuration_strict import AxisDescription
+from modeling_axial.window_attention import block_size
 
 
 def count_parameters(config: AxialConfig | AxialDecoderConfig) -> int:
@@ -31,6 +33,7 @@ def count_encoder_flops(config: AxialConfig) -> int:
 
     With T tokens, D = hidden_size, I = intermediate_size and A = heads · head_dim, each layer and each of its axes of
     length L costs 2T · (4DA + 2LA) for projections, scores and weighted values, each layer 2T · 2DI for a plain MLP.
+    Along an axis with a window, L is the mean number of cells that one reads, those of its block included.
     """
     tokens, hidden_size = prod(config.grid_shape), config.hidden_size
 
@@ -46,7 +49,7 @@ def count_encoder_flops(config: AxialConfig) -> int:
     for axis in (axis for layer in range(config.num_hidden_layers) for axis in config.axes_of_layer(layer)):
         length, points, heads = axis.length, axis.num_inducing_points, axis.num_heads
         if points is None:
-            layers += attention(4 * tokens, tokens * length, heads)
+            layers += attention(4 * tokens, tokens // length * pairs_of_a_line(axis), heads)
         else:  # the points, the same for all lines, read their line, and its cells read from them
             points_of_all_lines = points * tokens // length
             layers += attention(points + 2 * tokens + points_of_all_lines, points * tokens, heads)
@@ -57,6 +60,13 @@ def count_encoder_flops(config: AxialConfig) -> int:
         pooling = attention(2 * seeds + 2 * tokens, seeds * tokens, config.num_attention_heads)
         pooling += 2 * seeds * hidden_size * config.intermediate_size
     return 2 * (embedding + layers + pooling)
+
+
+def pairs_of_a_line(axis: AxisDescription) -> int:
+    """How many scores between cells there are on one line of the native grid."""
+    if axis.attention_window is None or (size := block_size(axis.length, axis.attention_window)) == axis.length:
+        return axis.length**2
+    return -(-axis.length // size) * size * (size + 2 * axis.attention_window)
 
 
 def count_decoder_flops(config: AxialDecoderConfig) -> int:

@@ -27,7 +27,7 @@ from peers import check_peer, start_peer_run
 from results import OURS, write_results
 from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
 from segmentation_datasets import HubPairs
-from segmentation_peer import make_peer
+from segmentation_peer import NETWORKS, make_peer
 from segmentation_report import SegmentationData, draw_predictions, loading_lines, score_lines, write_model_card
 from segmentation_samples import BUILT_IN
 from segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
@@ -201,8 +201,7 @@ def main() -> None:
     if arguments.peer is not None:
         peer_run = start_peer_run(training, run_arguments, arguments.peer, arguments.peer_steps)
         peer = make_peer(arguments.peer, config, sizes[OURS])
-        kind = {"unet": "U-Net", "highresnet": "HighResNet"}[arguments.peer]
-        name = f"{kind} with {peer.num_parameters():,} parameters"
+        name = f"{NETWORKS[arguments.peer].title} with {peer.num_parameters():,} parameters"
         scores[name] = train(peer_run, peer)
         sizes[name], cpu_seconds[name] = peer.num_parameters(), peer_run.cpu_seconds
         peer_run.release()

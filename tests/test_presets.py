@@ -113,6 +113,24 @@ def test_formula_of_the_flops(grid, patch, attention_mode, overrides):
     assert count_flops(config) == counted_flops(config)
 
 
+@pytest.mark.parametrize("window", [1, 4, 20, [4, None]])
+def test_formula_of_the_flops_of_windows(window):
+    """In blocks where these pay, which a window of 20 on a line of 103 does not."""
+    config = AxialConfig(
+        image_size=[103, 80],
+        patch_size=1,
+        num_channels=2,
+        hidden_size=10,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=7,
+        attention_window=window,
+    )
+    assert count_flops(config) == counted_flops(config)
+    in_full = AxialConfig(**{**config.to_dict(), "attention_window": None})
+    assert (count_flops(config) < count_flops(in_full)) == (window != 20)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -107,6 +107,18 @@ def test_arrays_of_three_axes(folders, suffix, channels):
     assert isinstance(data.train[0].values, np.memmap) == (suffix in (".npy", ".nii"))  # not read into memory
 
 
+def test_a_model_of_fewer_channels_sees_principal_components(folders):
+    values = np.random.default_rng(0).normal(size=(3, 5, 7))
+    config = AxialConfig(image_size=[4, 6], patch_size=[1, 1], num_channels=3, num_labels=3)
+    data = folders({"images/a.npy": values, "masks/a.npy": numbers(5, 7, below=3)}, config)
+    fewer = AxialConfig(image_size=[4, 6], patch_size=[1, 1], num_channels=2, num_labels=3)
+    processor = data.make_processor(fewer)
+    seen = as_batch(processor, [values])["pixel_values"][0].flatten(1)
+    assert processor.num_channels == 3 and seen.shape == (2, 35)
+    torch.testing.assert_close(seen @ seen.T / 35, torch.eye(2), atol=1e-5, rtol=0)
+    assert data.make_processor(config).channel_components is None
+
+
 @pytest.mark.parametrize("num_axes", [1, 4])
 def test_arrays_of_other_numbers_of_axes(folders, num_axes):
     shape = (6, 5, 3, 4)[:num_axes]

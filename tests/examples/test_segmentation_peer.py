@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from examples.segmentation_peer import (
-    HighResNetConfig,
-    HighResNetForSemanticSegmentation,
-    UNetConfig,
-    UNetForSemanticSegmentation,
+    NETWORKS,
+    ConvolutionsConfig,
+    ConvolutionsForSemanticSegmentation,
     make_peer,
 )
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
@@ -31,10 +30,7 @@ def make_config(num_axes, hidden_size=24):
     )
 
 
-PEERS = ("unet", "highresnet")
-
-
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 @pytest.mark.parametrize("hidden_size", [24, 64])
 def test_equal_size(name, num_axes, hidden_size):
@@ -46,15 +42,15 @@ def test_equal_size(name, num_axes, hidden_size):
     assert (peer.config.dice_loss_weight, peer.config.semantic_loss_ignore_index) == (0.5, 7)
 
 
-@pytest.mark.parametrize(("name", "title"), [("unet", "U-Net"), ("highresnet", "HighResNet")])
-def test_no_such_peer(name, title):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_such_peer(name):
     with pytest.raises(ValueError, match=f"--peer={name} exists for 1 to 3 axes, the model has 4"):
         make_peer(name, make_config(4), 1000)
-    with pytest.raises(ValueError, match=f"no {title} has within 5 % of the 10 parameters"):
+    with pytest.raises(ValueError, match=f"no {NETWORKS[name].title} has within 5 % of the 10 parameters"):
         make_peer(name, make_config(2), 10)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(8, 12), (5, 7), (3, 11, 5)])
 def test_grids_of_any_size_and_the_loss_of_the_model(name, size):
     torch.manual_seed(0)
@@ -75,8 +71,8 @@ def test_grids_of_any_size_and_the_loss_of_the_model(name, size):
 @pytest.mark.parametrize("num_axes", [1, 2])
 def test_a_pixel_of_the_highresnet_reads_those_up_to_7_away_and_gives_any_number(num_axes):
     torch.manual_seed(0)
-    config = HighResNetConfig(num_axes=num_axes, num_channels=2, widths=(5, 6), num_labels=3)
-    peer = HighResNetForSemanticSegmentation(config).eval()
+    config = ConvolutionsConfig("highresnet", num_axes=num_axes, num_channels=2, widths=(5, 6), num_labels=3)
+    peer = ConvolutionsForSemanticSegmentation(config).eval()
     pixel_values = torch.randn(1, 2, *[21] * num_axes, requires_grad=True)
     logits = peer(pixel_values).logits
     assert (logits < 0).any() and (logits > 0).any()
@@ -86,9 +82,9 @@ def test_a_pixel_of_the_highresnet_reads_those_up_to_7_away_and_gives_any_number
 
 
 def test_weights_are_those_of_monai_and_come_back(tmp_path):
-    config = UNetConfig(num_axes=2, widths=(4, 8, 16), num_labels=2)
+    config = ConvolutionsConfig(num_axes=2, widths=(4, 8, 16), num_labels=2)
     torch.manual_seed(0)
-    peer = UNetForSemanticSegmentation(config).eval()
+    peer = ConvolutionsForSemanticSegmentation(config).eval()
     torch.manual_seed(0)
     from monai.networks.nets import UNet
 
@@ -96,11 +92,11 @@ def test_weights_are_those_of_monai_and_come_back(tmp_path):
     pixel_values = torch.randn(1, 1, 8, 12)
     assert torch.equal(peer(pixel_values).logits, monai(pixel_values))
     peer.save_pretrained(tmp_path)
-    loaded = UNetForSemanticSegmentation.from_pretrained(tmp_path)
+    loaded = ConvolutionsForSemanticSegmentation.from_pretrained(tmp_path)
     assert torch.equal(loaded(pixel_values).logits, peer(pixel_values).logits)
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "monai.networks.nets", None)
     with pytest.raises(ModuleNotFoundError, match=r"monai: pip install 'modeling-axial\[segmentation\]'"):
-        UNetForSemanticSegmentation(UNetConfig())
+        ConvolutionsForSemanticSegmentation(ConvolutionsConfig())

@@ -246,19 +246,24 @@ def test_another_fold_is_another_run(unbroken, inputs):
     assert exit_code == 1 and "made with fold=0, this run has fold=1" in printed, printed
 
 
-@pytest.mark.parametrize(
-    ("name", "halves"),
-    [("nuclei2d", ("left", "right")), ("nuclei3d", ("left", "right")), ("brain_tissue", ("back", "front"))],
-)
-@pytest.mark.parametrize("fold", [0, 1])
-def test_recipes(name, halves, fold):
+def of_recipe(name, fold):
+    """The arguments that shape the training by a recipe, the configuration of its model, and its data."""
     arguments, training, _ = parse_arguments(
         train_semantic_segmentation.DataArguments,
         train_semantic_segmentation.SegmentationTrainingArguments,
         train_semantic_segmentation.RunArguments,
         argv=[str(ROOT / "configuration" / "training" / f"{name}.yaml"), f"--fold={fold}"],
     )
-    config, data = train_semantic_segmentation.load_data(arguments, training)
+    return training, *train_semantic_segmentation.load_data(arguments, training)
+
+
+@pytest.mark.parametrize(
+    ("name", "halves"),
+    [("nuclei2d", ("left", "right")), ("nuclei3d", ("left", "right")), ("brain_tissue", ("back", "front"))],
+)
+@pytest.mark.parametrize("fold", [0, 1])
+def test_recipes(name, halves, fold):
+    training, config, data = of_recipe(name, fold)
     assert data.trained_on.startswith(f"the {halves[fold]} half")
     assert data.measured_on.startswith(f"the {halves[1 - fold]} half") and not training.validation_share
     assert config.id2label[0] == "background" and len(config.id2label) == (4 if name == "brain_tissue" else 2)
@@ -271,6 +276,21 @@ def test_recipes(name, halves, fold):
     batch = train_semantic_segmentation.make_augmentation(training, config.num_axes)(batch, torch.Generator())
     loss = train_semantic_segmentation.AxialForSemanticSegmentation(config)(**batch).loss
     assert 0.5 < loss.item() < 2.5
+
+
+def test_recipe_of_wavelengths():
+    """The model sees whole grids of components that have variance 1, with noise on all of their values."""
+    training, config, data = of_recipe("indian_pines", 2)
+    assert (data.num_channels, config.num_channels, config.num_labels) == (200, 60, 16)
+    crop = train_semantic_segmentation.crop_size(training, config)
+    batch = random_crops(data.train, crop, data.make_processor(config), torch.Generator())
+    pixel_values = batch["pixel_values"]
+    assert pixel_values.shape == (1, 60, 145, 145) and batch["attention_mask"].all()
+    torch.testing.assert_close(pixel_values[0].flatten(1).std(1), torch.ones(60), atol=1e-3, rtol=0)
+    changed = train_semantic_segmentation.make_augmentation(training, 2)(batch, torch.Generator())
+    assert (changed["pixel_values"] - pixel_values).std() == pytest.approx(training.augment_noise, rel=0.01)
+    loss = train_semantic_segmentation.AxialForSemanticSegmentation(config)(**changed).loss
+    assert 2.3 < loss.item() < 3.3  # about log 16
 
 
 @pytest.mark.audit
