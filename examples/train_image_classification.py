@@ -381,10 +381,10 @@ def load_model(arguments: ModelArguments, label_names: list[str]):
             raise ValueError(f"{arguments.config_name} is no classifier: it has model_type={config.model_type!r}")
         if config.num_axes != 2:
             raise ValueError(f"{arguments.config_name} has {config.num_axes} axes; a model of pictures has 2")
-        size = numbers_per_axis(arguments.image_size, "image_size", 2) or config.image_shape
-        check_whole_patches(size, config.patch_shape)
-        config = load_preset(arguments.config_name, **labels, image_size=list(size))
-        height, width = size
+        if size := numbers_per_axis(arguments.image_size, "image_size", 2):
+            check_whole_patches(size, config.patch_shape)
+            config = load_preset(arguments.config_name, **labels, image_size=list(size))
+        height, width = config.image_shape
         processor = AxialImageProcessor(size={"height": height, "width": width}, num_channels=config.num_channels)
         return AutoModelForImageClassification.from_config(config), processor
     stored = class_names(AutoConfig.from_pretrained(arguments.model_name_or_path))

@@ -116,7 +116,7 @@ def test_processes_share_the_work():
         return torch.zeros(3, 5, dtype=torch.long)
 
     for process in range(3):
-        score_all(record, grids, 4, 255, SimpleNamespace(process_index=process, num_processes=3, device=CPU))
+        score_all(record, grids, 4, 255, SimpleNamespace(share=(process, 3), data_group=None, device=CPU))
     assert seen == [0, 3, 6, 1, 4, 2, 5]
 
 

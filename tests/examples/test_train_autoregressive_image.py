@@ -168,8 +168,8 @@ def test_pictures_of_a_folder_are_learnt_by_class(of_pictures, run_python):
     assert config["num_classes"] == 2 and config["id2label"] == {"0": "cat", "1": "dog"}
     assert config["class_dropout_prob"] == 0.1
     card = (folder / "README.md").read_text()
-    assert "Trained by `examples/train_autoregressive_image.py` on the folder `pets` without what was held out." in card
-    assert "Measured on 20 % of the folder `pets`, held out." in card
+    assert "Trained by `examples/train_autoregressive_image.py` on the folder `pets`, without" in card
+    assert re.search(r"Measured on \d+ pictures held out of the folder `pets`", card)
     for name in ("samples", "completions"):
         with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 100
