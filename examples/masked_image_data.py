@@ -108,7 +108,7 @@ class MaskedPictures(Dataset):
         self.dataset, self.mask_ratio, self.grid_shape = dataset, mask_ratio, grid_shape
 
     def __len__(self) -> int:
-        return len(self.dataset)  # pyrefly: ignore[bad-argument-type]
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         (mask,) = random_masks(1, self.mask_ratio, self.grid_shape, seeded_generator(index))

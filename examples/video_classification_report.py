@@ -42,7 +42,7 @@ def baseline_accuracies(train: Dataset, validation: Dataset, label_names: Sequen
 
     (clips, labels), (held_out, truth) = (
         (torch.stack([pixels for pixels, _ in items]), [label for _, label in items])
-        for items in ([part[index] for index in range(len(part))] for part in (train, validation))  # pyrefly: ignore
+        for items in ([part[index] for index in range(len(part))] for part in (train, validation))
     )
 
     def statistics(clips: torch.Tensor) -> np.ndarray:

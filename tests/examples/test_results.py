@@ -21,14 +21,14 @@ def write(folder, ours, peer, otsu, threshold=0.1, seconds=30.0):
 def test_a_line_holds_means_ranges_and_the_best_baseline(tmp_path):
     for seed, numbers in enumerate(((0.5, 0.4, 0.3), (0.75, 0.6, 0.2))):
         write(IOU.folder(tmp_path, seed), *numbers, seconds=[30.0, None][seed])
-    text = table(tmp_path, [IOU])
+    text = table(tmp_path, tasks=[IOU])
     line = text.splitlines()[-1]
     assert line == (
         "| nuclei | 0.625 (0.500 to 0.750) | 0.500 (0.400 to 0.600) | 0.250 (Otsu) | 1,200, 1,100 | 20, 30 | 2 | "
         "`python examples/train.py configuration/training/nuclei2d.yaml --peer unet` |"
     )
     assert json.loads((IOU.folder(tmp_path, 0) / "results.json").read_text())["hardware"] in text
-    smaller = table(tmp_path, [replace(IOU, larger_is_better=False)]).splitlines()[-1]
+    smaller = table(tmp_path, tasks=[replace(IOU, larger_is_better=False)]).splitlines()[-1]
     assert "0.100 (threshold)" in smaller
 
 
@@ -39,8 +39,21 @@ def test_a_model_without_peer_and_baselines():
 
 def test_tasks_that_were_not_run_are_left_out(tmp_path):
     write(IOU.folder(tmp_path, 2), 0.5, 0.4, 0.3)
-    assert table(tmp_path, [replace(IOU, recipe="other"), IOU]) == table(tmp_path, [IOU])
-    assert "| nuclei |" not in table(tmp_path / "nothing", [IOU])
+    text, other = table(tmp_path, tasks=[IOU]), replace(IOU, recipe="other")
+    assert table(tmp_path, tasks=[other, IOU]) == text
+    assert "| nuclei |" not in table(tmp_path / "nothing", tasks=[IOU])
+
+
+def test_lines_of_tasks_that_are_not_here_stay(tmp_path):
+    write(IOU.folder(tmp_path / "there", 2), 0.5, 0.4, 0.3)
+    before, other = table(tmp_path / "there", tasks=[IOU]).replace(" on ", " on Abacus, ", 1), replace(IOU, recipe="b")
+    assert table(tmp_path / "nothing", before, [other, IOU]).splitlines()[1:] == before.splitlines()[1:]
+    write(other.folder(tmp_path / "here", 0), 0.25, 0.4, 0.3)
+    lines = table(tmp_path / "here", before, [other, IOU]).splitlines()
+    assert lines[-2].startswith("| nuclei | 0.250 |") and lines[-1] == before.splitlines()[-1]
+    assert "Abacus" in lines[0]
+    write(IOU.folder(tmp_path / "here", 0), 0.125, 0.4, 0.3)
+    assert table(tmp_path / "here", before, [IOU]).splitlines()[-1].startswith("| nuclei | 0.125 |")
 
 
 def test_mean_and_range():
