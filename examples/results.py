@@ -147,8 +147,8 @@ def table(results: Path, before: str = "", tasks: Sequence[Task] = TASKS) -> str
     return f"""Made by `python examples/results.py` on {", ".join(sorted(hardware))}.
 
 Means over the seeds, in brackets the smallest and the largest. Parameters and CPU seconds, evaluations included, are
-those of ours and of the peer: a U-Net; of wavelengths, convolutions at full resolution; of clips, TimeSformer. These are
-samples to run and no benchmarks.
+those of ours and of the peer: a U-Net; of wavelengths, convolutions at full resolution; of clips, TimeSformer.
+These are samples to run and no benchmarks.
 
 | task | ours | peer | best without training | parameters | CPU seconds | seeds | command |
 |---|---|---|---|---|---|---|---|
