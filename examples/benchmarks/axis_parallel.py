@@ -231,7 +231,7 @@ def exchanged(job: Job, others: list[int]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, nargs="+", default=[32, 16, 24], help="the grid; its first axis is split")
+    parser.add_argument("--cells", type=int, nargs="+", default=[32, 32, 32], help="the grid; its first axis is split")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], help="beside one; parts must be equal")
     parser.add_argument("--steps", type=int, default=3, help="that are timed")
