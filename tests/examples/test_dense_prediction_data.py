@@ -103,7 +103,7 @@ def test_netcdf(tmp_path):
 
 
 def test_zarr(tmp_path):
-    monthly().to_zarr(tmp_path / "a.zarr", consolidated=False)
+    monthly().to_zarr(tmp_path / "a.zarr", zarr_format=2)
     fields = read_fields(tmp_path / "a.zarr", num_axes=2)
     expected = read_fields(written(monthly(), tmp_path / "a.nc"), num_axes=2)
     assert np.array_equal(fields.values, expected.values, equal_nan=True) and fields.name == "a.zarr"
