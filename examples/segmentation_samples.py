@@ -187,7 +187,9 @@ class IndianPines:
         )
         of_blocks = f"of {self.block} x {self.block} pixels of Indian Pines in tensorly, draw {fold}"
         self.trained_on = f"{round(100 * self.share_to_learn)} % of the blocks {of_blocks}"
-        self.measured_on = f"{'those set apart to choose settings' if validation_share else 'the others'} {of_blocks}"
+        self.measured_on = f"the other blocks {of_blocks}"
+        if validation_share:
+            self.measured_on = f"blocks {of_blocks}, set apart to choose settings"
         self.name = "Indian Pines"
 
     def _blocks(self, classes: np.ndarray, fold: int, validation_share: float) -> tuple[np.ndarray, np.ndarray]:
