@@ -92,6 +92,16 @@ class PixelClassifier:
         return torch.from_numpy(labels.astype(np.int64)).reshape(grid.labels.shape)
 
 
+def nearest_labels(labels: np.ndarray, ignore_index: int) -> torch.Tensor:
+    """Of each pixel of a grid (*pixels) the class of the nearest one that counts: what its place alone tells."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    counted = labels != ignore_index
+    classifier = KNeighborsClassifier(1).fit(np.argwhere(counted), labels[counted])
+    nearest = classifier.predict(np.indices(labels.shape).reshape(labels.ndim, -1).T)
+    return torch.from_numpy(nearest.astype(np.int64)).reshape(labels.shape)
+
+
 @dataclass(frozen=True)
 class Scores:
     """

@@ -29,8 +29,8 @@ from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
 from segmentation_datasets import HubPairs
 from segmentation_peer import NETWORKS, make_peer
 from segmentation_report import SegmentationData, draw_predictions, loading_lines, score_lines, write_model_card
-from segmentation_samples import BUILT_IN
-from segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
+from segmentation_samples import BUILT_IN, IndianPines
+from segmentation_scores import PixelClassifier, Scores, nearest_labels, otsu_map, predict, score_all
 from tiles import numbers_per_axis, whole_numbers
 from training_run import (
     RunArguments,
@@ -215,6 +215,9 @@ def main() -> None:
     if data.num_channels > 1:
         by_channels = PixelClassifier.logistic(data.train, config.semantic_loss_ignore_index)
         scores["logistic regression on single pixels"] = score(by_channels, data.held_out)
+    if isinstance(data, IndianPines):  # where what is held out lies between what is learnt from
+        nearest = nearest_labels(data.train[0].labels, config.semantic_loss_ignore_index)
+        scores["the class of the nearest known pixel"] = score(lambda grid: nearest, data.held_out)
 
     # ---- results ----
     if accelerator.is_main_process:

@@ -26,6 +26,15 @@ from modeling_axial import AxialDecoderConfig, AxialForCausalImageModeling
 from tests.conftest import ROOT
 
 
+@pytest.mark.parametrize("vocab_size", range(2, 257))
+def test_a_level_that_is_drawn_is_read_as_the_same_level(vocab_size):
+    levels = torch.arange(vocab_size).view(-1, 1, 1, 1)
+    drawn = to_levels(levels, vocab_size)
+    assert drawn.min() == 0 and drawn.max() == 255
+    assert abs(drawn.ravel() - np.linspace(0, 255, vocab_size)).max() <= 1.5  # as evenly as can be
+    assert torch.equal(Tokens(drawn.transpose(0, 3, 1, 2), vocab_size)[:]["input_ids"], levels)
+
+
 def test_levels():
     input_ids = torch.tensor([0, 1, 100, 255]).view(1, 4, 1, 1)
     assert to_levels(input_ids, 256).tolist() == [[[[0, 1, 100, 255]]]]  # channels last

@@ -10,7 +10,7 @@ import torch
 
 from examples.segmentation_data import LabelledGrid
 from examples.segmentation_samples import BrainTissue, Nuclei2d, Nuclei3d
-from examples.segmentation_scores import PixelClassifier, Scores, otsu_map, predict, score_all
+from examples.segmentation_scores import PixelClassifier, Scores, nearest_labels, otsu_map, predict, score_all
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 from modeling_axial.grid_processing_axial import AxialGridProcessor
 from modeling_axial.training import AxisAccelerator
@@ -173,3 +173,16 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "monai.inferers", None)
     with pytest.raises(ModuleNotFoundError, match=r"monai: pip install 'modeling-axial\[segmentation\]'"):
         predict(make_model(), make_grids((4, 4))[0].values, AxialGridProcessor(patch_size=2), CPU, (2, 2))
+
+
+@pytest.mark.parametrize("shape", [(9,), (6, 7), (3, 4, 5)])
+def test_the_nearest_known_class(shape):
+    draw = np.random.default_rng(len(shape))
+    labels = np.where(draw.random(shape) < 0.3, draw.integers(0, 4, shape), 255)
+    known = np.argwhere(labels != 255)
+    nearest = nearest_labels(labels, 255)
+    for pixel in np.ndindex(shape):
+        distances = ((known - pixel) ** 2).sum(1)
+        best = known[distances == distances.min()]
+        assert nearest[pixel] in {labels[tuple(place)] for place in best}
+    assert nearest.dtype == torch.int64 and nearest.shape == shape
