@@ -28,9 +28,15 @@ def class_names(config: AxialDecoderConfig) -> list[str]:
 
 
 def to_levels(input_ids: torch.Tensor, vocab_size: int) -> np.ndarray:
-    """Integers of a model to uint8 from 0 to 255, channels last: (N, C, *grid) -> (N, *grid, C)."""
-    levels = input_ids.float() * (255 / (vocab_size - 1))
-    return levels.round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+    """
+    Integers of a model to uint8 from 0 to 255, channels last: (N, C, *grid) -> (N, *grid, C). Of up to 256 levels each
+    becomes a value that `Tokens` takes for it.
+    """
+    levels = (input_ids.float() * (255 / (vocab_size - 1))).round()
+    if vocab_size <= 256:
+        first, behind = (-(-256 * (input_ids.long() + more) // vocab_size) for more in (0, 1))
+        levels = levels.clamp(first, behind - 1)
+    return levels.to(torch.uint8).movedim(1, -1).cpu().numpy()
 
 
 def tile(pictures: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
