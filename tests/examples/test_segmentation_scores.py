@@ -184,5 +184,5 @@ def test_the_nearest_known_class(shape):
     for pixel in np.ndindex(shape):
         distances = ((known - pixel) ** 2).sum(1)
         best = known[distances == distances.min()]
-        assert int(nearest[pixel] in {labels[tuple(place)] for place) in best}
+        assert int(nearest[pixel]) in {labels[tuple(place)] for place in best}
     assert nearest.dtype == torch.int64 and nearest.shape == shape
