@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -139,6 +140,9 @@ class RunArguments:
     resume_from_checkpoint: str | None = described(None, "`latest`, or the path of a checkpoint.")
     with_tracking: bool = described(False, "Report the metrics to experiment trackers, too.")
     report_to: str = described("all", "Which tracker: tensorboard, wandb, ..., or all that are installed.")
+    deterministic: bool = described(
+        False, "Only algorithms that give the same numbers each time: on a GPU a run resumes exactly with them alone."
+    )
     push_to_hub: bool = described(False, "Upload the result to the Hub.")
     hub_model_id: str | None = described(None, "Where to: user/name. Default: your name and that of output_dir.")
     hub_token: str | None = described(None, "Default: the token that `hf auth login` has stored.")
@@ -177,6 +181,9 @@ class TrainingRun:
         self.training, self.run = training, run
         self.output_dir = Path(run.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        if run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products refuse to run
+            torch.use_deterministic_algorithms(True)
         self.accelerator = AxisAccelerator(
             training.axis_parallel_size,
             cpu=not torch.accelerator.is_available(),  # said so, or several processes on CPUs would not find each other
@@ -215,11 +222,13 @@ class TrainingRun:
                 num_workers=num_workers,
                 worker_init_fn=ignore_stop_signals,
                 generator=torch.Generator(),
+                pin_memory=accelerator.device.type == "cuda",
             ),
             accelerator.device,
             num_processes=1,
             process_index=0,
             put_on_device=True,
+            non_blocking=True,
         )
         self._samples_per_step = (
             training.per_device_train_batch_size * training.gradient_accumulation_steps * accelerator.share[1]
@@ -234,10 +243,16 @@ class TrainingRun:
             num_workers=num_workers,
             worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),
+            pin_memory=self.accelerator.device.type == "cuda",
         )
         number, count = self.accelerator.share
         return prepare_data_loader(
-            loader, self.accelerator.device, num_processes=count, process_index=number, put_on_device=True
+            loader,
+            self.accelerator.device,
+            num_processes=count,
+            process_index=number,
+            put_on_device=True,
+            non_blocking=True,
         )
 
     def fit(

@@ -5,7 +5,6 @@ import time
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather
 
 # As shells report a process that the signal has ended.
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM  # 143
@@ -25,7 +24,9 @@ class StopRequest:
 
     def __init__(self, accelerator: Accelerator):
         self.exit_code = 0
-        self._accelerator = accelerator
+        # Asked in each step: over the CPUs, so that no other device has to be waited for.
+        several = accelerator.num_processes > 1
+        self._group = torch.distributed.new_group(backend="gloo") if several else None
         self._received = 0
         self._handlers_before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -41,9 +42,10 @@ class StopRequest:
     def agreed(self) -> bool:
         """Whether any process was asked to stop: the same answer on all of them, each of which must ask."""
         received = self._received
-        if self._accelerator.num_processes > 1:
-            # Of all processes, not of the examples that an accelerator may count once.
-            received = int(gather(torch.tensor([received], device=self._accelerator.device)).max())
+        if self._group is not None:
+            largest = torch.tensor(received)
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, self._group)
+            received = int(largest)
         if received:
             self.exit_code = 128 + received
         return received > 0

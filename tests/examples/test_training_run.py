@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, fields
 from types import SimpleNamespace
@@ -33,18 +34,19 @@ FOLLOW_A_METRIC = {"reduce_lr_on_plateau", "greedy"}
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """
-    train(name of a folder, resume_from_checkpoint, **TrainingArguments) -> (weights before and after each step, lines
-    of metrics.jsonl) of plain gradient descent: 12 examples, 4 a step.
+    train(name of a folder, resume_from_checkpoint, more RunArguments, **TrainingArguments) -> (weights before and after
+    each step, lines of metrics.jsonl) of plain gradient descent: 12 examples, 4 a step.
     """
     monkeypatch.setattr(training_run, "end_processes", lambda accelerator: None)  # this process goes on
 
-    def train(name, resume_from_checkpoint=None, **arguments):
+    def train(name, resume_from_checkpoint=None, run=None, **arguments):
         arguments = {"per_device_train_batch_size": 4, "learning_rate": 0.5, "seed": 1, **arguments}
         where = RunArguments(
             str(tmp_path / name),
             logging_steps=1,
             checkpointing_steps="1",
             resume_from_checkpoint=resume_from_checkpoint,
+            **run or {},
         )
         training = TrainingArguments(**arguments)
         run = TrainingRun(training, where)
@@ -261,6 +263,22 @@ def test_fewer_steps_than_are_done_are_refused_and_other_arguments_stay_fixed(tr
 
 
 # What is shown
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_only_deterministic_algorithms_where_they_are_asked_for(train, monkeypatch, deterministic):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    def step(optimizer, closure=None):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    try:
+        train("run", run={"deterministic": deterministic}, max_train_steps=2)
+        assert seen == [deterministic] * 2 and ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_checkpoint_of_before_an_argument_has_its_default(train, monkeypatch):

@@ -15,7 +15,6 @@ from modeling_axial.training import (
     StopRequest,
     end_processes,
     ignore_stop_signals,
-    processes,
 )
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -75,17 +74,19 @@ def test_a_worker_ignores_both_signals(monkeypatch):
 
 
 def test_what_any_process_received_stops_all(monkeypatch):
-    """Two processes, of which the other has received SIGTERM; their device here is "meta"."""
-    received = []
+    """Two processes, of which the other has received SIGTERM; they agree over their CPUs, whatever their device is."""
+    asked = []
 
-    def gather(own):
-        received.append(own.device.type)
-        return torch.tensor([0, signal.SIGTERM])
+    def all_reduce(own, operation, group):
+        asked.append((own.device.type, own.item(), operation, group))
+        own.fill_(signal.SIGTERM)
 
-    monkeypatch.setattr(processes, "gather", gather)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: f"group of {backend}")
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     stop = StopRequest(SimpleNamespace(num_processes=2, device=torch.device("meta")))
     try:
-        assert stop.agreed() is True and received == ["meta"]
+        assert stop.agreed() is True
+        assert asked == [("cpu", 0, torch.distributed.ReduceOp.MAX, "group of gloo")]
         assert type(stop.exit_code) is int and stop.exit_code == STOPPED_EXIT_CODE  # a tensor is no exit code
     finally:
         stop.close()
