@@ -102,7 +102,7 @@ class BrainTissue:
     hub_id, license, notes = "nilearn", "other", ()
     label_names = ("background", "cerebrospinal fluid", "grey matter", "white matter")
     what_is_taken, pixels_of_shape, num_channels = "An array without channels", "[-3:]", 1
-    num_folds, gap = 2, 16
+    num_folds, gap = 2, 13  # which leaves 84 slices on either side, whole patches, so that no cut is padded
     sha256 = {
         "t1": "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
         "gm": "97a5ca69bd24db37a9cb7b32525e1733a209af904129bf1cd36da06d24243bed",

@@ -92,8 +92,8 @@ def test_the_brain_is_cut_where_its_parts_share_nothing(brain):
         "the back half of the brain in nilearn",
         "the front half of the brain in nilearn",
     )
-    assert back.labels.shape[1] == 82 and front.labels.shape[1] == 83  # 16 of 181 belong to none
-    assert np.array_equal(back.values[0], brain[:, :82]) and np.array_equal(front.values[0], brain[:, -83:])
+    assert back.labels.shape[1] == front.labels.shape[1] == 84  # 13 of 181 belong to none
+    assert np.array_equal(back.values[0], brain[:, :84]) and np.array_equal(front.values[0], brain[:, -84:])
     for grid in (back, front):
         assert np.array_equal(grid.labels > 0, grid.values[0] > 0) and set(np.unique(grid.labels)) == {0, 1, 2, 3}
         medians = [np.median(grid.values[0][grid.labels == tissue]) for tissue in (1, 2, 3)]
@@ -104,7 +104,7 @@ def test_the_brain_is_cut_where_its_parts_share_nothing(brain):
 def test_settings_are_chosen_on_slices_of_the_half_to_learn_from(fold):
     (half,), chosen = BrainTissue(VOLUMES, fold).train, BrainTissue(VOLUMES, fold, validation_share=0.4)
     (train,), (held_out,) = chosen.train, chosen.held_out
-    slices = half.labels.shape[1] - 16
+    slices = half.labels.shape[1] - 13
     assert train.labels.shape[1] == round(0.6 * slices) and held_out.labels.shape[1] == slices - round(0.6 * slices)
     assert np.array_equal(train.values, half.values[:, :, : train.labels.shape[1]])
     assert np.array_equal(held_out.labels, half.labels[:, -held_out.labels.shape[1] :])
@@ -116,7 +116,7 @@ def test_settings_are_chosen_on_slices_of_the_half_to_learn_from(fold):
 def test_likelier_tissue_wins():
     grey, white = (np.asarray(read_nifti(BrainTissue.file(kind))[0]) for kind in ("gm", "wm"))
     labels = BrainTissue(VOLUMES, 0).train[0].labels
-    where = np.s_[26:171, 27:109, 0:155]
+    where = np.s_[26:171, 27:111, 0:155]
     grey, white = grey[where] / 255.0, white[where] / 255.0
     neither = 1 - grey - white
     sure = np.sort(np.stack([neither, grey, white]), 0)[-1] > 0.5
