@@ -2,13 +2,13 @@
 Makes this repository a model repository: copies models that were trained here into it.
 
     python examples/make_checkpoint.py digits
-    python examples/make_checkpoint.py digits-autoregressive nuclei2d
+    python examples/make_checkpoint.py digits-autoregressive nuclei2d tables
 
 The first is what `make demo` has trained in `outputs/digits`, and goes into the root: its weights and JSON files, and
 the metadata at the top of `README.md`. Any other folder of `outputs/` goes into `checkpoints/`, with its model card,
-its pictures and what a forecast needs beside the weights; it is opened with `subfolder=`. In a trained folder the code
-lies beside the weights. Here it lies in `modeling_axial/`, for all of them, and the `auto_map` of the JSON files says
-so with a slash.
+its pictures and what a forecast needs beside the weights; it is opened with `subfolder=`, that of the tables by
+`tabular_in_context.py`. In a trained folder the code lies beside the weights. Here it lies in `modeling_axial/`, for
+all of them, and the `auto_map` of the JSON files says so with a slash.
 """
 
 import json
@@ -68,13 +68,24 @@ def make_subfolder(trained: Path) -> None:
     card.save(ROOT / subfolder / "README.md")
 
 
+def make_tables(trained: Path) -> None:
+    target = ROOT / "checkpoints" / trained.name
+    copy_checkpoint(trained, target)
+    shutil.copyfile(trained / "predictions.png", target / "predictions.png")
+    card = ModelCard.load(trained / "README.md")
+    card.text = card.text.replace(f'TableClassifier("{trained.name}")', "TableClassifier()")  # it is the default
+    card.save(target / "README.md")
+
+
+MAKERS = {"digits": make_digits, "tables": make_tables}  # others are made by `make_subfolder`
+
+
 def main() -> None:
     names = sys.argv[1:]
     if not names:
         raise ValueError("name the checkpoints to make: `digits`, or other folders of outputs/")
     for name in names:
-        make = make_digits if name == "digits" else make_subfolder
-        make(ROOT / "outputs" / name)
+        MAKERS.get(name, make_subfolder)(ROOT / "outputs" / name)
         print(f"The model of outputs/{name} is now in this repository.")
 
 

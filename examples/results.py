@@ -72,7 +72,7 @@ class Task:
 
 
 SEGMENT, FORECAST = "train_semantic_segmentation.py", "train_dense_prediction.py"
-CLIPS = "train_video_classification.py"
+CLIPS, IN_CONTEXT = "train_video_classification.py", "train_tabular_in_context.py"
 UNET, HIGHRESNET, TIMESFORMER = (("--peer", name) for name in ("unet", "highresnet", "timesformer"))
 FOLDS = tuple(("--fold", str(fold)) for fold in range(3))
 TASKS = (
@@ -88,6 +88,7 @@ TASKS = (
     Task("sea surface temperature, next month: RMSE in K", FORECAST, "sst", "rmse", False, UNET),
     Task("air temperature, next year: RMSE in K", FORECAST, "air_temperature", "rmse", False, UNET),
     Task("which film, later in time: mean accuracy", CLIPS, "films", "mean accuracy", True, TIMESFORMER),
+    Task("tables in context, 10 labelled rows: accuracy", IN_CONTEXT, "tables", "accuracy mean n=10", True),
 )
 
 

@@ -129,7 +129,7 @@ class AxialForTableClassification(AxialPreTrainedModel):
     """
 
     main_input_name = "features"
-    _auto_class = None  # no other class opens its checkpoints, and no code travels with them
+    _auto_class = None  # no class that travels opens its checkpoints
 
     def __init__(self, config: AxialConfig):
         check_table_config(config)
@@ -226,7 +226,9 @@ class TableClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_, self.labels_ = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"labels must be of at least 2 classes, got one class alone: {self.classes_[0]!r}")
+            raise ValueError(
+                f"labels must be of at least 2 classes, got one class alone: {self.classes_.tolist()[0]!r}"
+            )
         self.rows_ = X
         self.model_ = load_model(str(self.checkpoint or CHECKPOINT))
         most_rows, most_columns = self.model_.config.image_shape

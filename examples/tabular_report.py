@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tabular_data import draws
 from tabular_in_context import TableClassifier
-from tabular_scores import NUMBERS_LABELLED, named_means
+from tabular_scores import BASELINES, NUMBERS_LABELLED, named_means
 
 Accuracies = dict[str, dict[str, np.ndarray]]  # as `tabular_scores.accuracies` returns them
 RESOLUTION = 60  # of a map
@@ -34,8 +34,6 @@ def draw_report(path: Path, checkpoint: Path, tables: dict[str, Callable], found
     what the model and logistic regression make of the first draw of 10 rows in the plane of the first two principal
     components of the table: the colour is the class, the paler the less sure.
     """
-    from tabular_scores import BASELINES
-
     figure = Figure(figsize=(3.4 * len(tables), 9.6), layout="constrained")
     panels = figure.subplots(3, len(tables), squeeze=False)
     for (name, read), column in zip(tables.items(), panels.T, strict=True):
@@ -61,7 +59,7 @@ def draw_report(path: Path, checkpoint: Path, tables: dict[str, Callable], found
 
 
 def draw_map(panel, classifier: BaseEstimator, given, known, others, truth) -> None:
-    """Probabilities over a plane, the rows that are given (large) and those to predict (small, in their true colour)."""
+    """Probabilities over a plane, the given rows (large), and those to predict (small, in the colours of the truth)."""
     colours = np.array([[0.12, 0.47, 0.71], [1.0, 0.5, 0.05], [0.17, 0.63, 0.17], [0.84, 0.15, 0.16]])
     low, high = np.percentile(others, [1, 99], axis=0) + [[-0.5], [0.5]]
     x, y = (np.linspace(*ends, RESOLUTION) for ends in zip(low, high, strict=True))

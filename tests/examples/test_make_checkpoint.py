@@ -39,6 +39,17 @@ def test_a_checkpoint_takes_its_code_from_the_root(trained, monkeypatch, tmp_pat
     assert 'from_pretrained(".", subfolder="checkpoints/digits-autoregressive", trust_remote_code=True)' in card
 
 
+def test_a_classifier_of_tables_is_the_one_that_is_opened_by_default(trained, monkeypatch, tmp_path):
+    folder = trained.rename(trained.parent / "tables")
+    (folder / "predictions.png").write_text("a picture")
+    (folder / "README.md").write_text('---\nlicense: mit\n---\n\n# tables\n\nx = TableClassifier("tables")\n')
+    make(monkeypatch, "tables")
+    made = tmp_path / "checkpoints" / "tables"
+    names = {"README.md", "config.json", "model.safetensors", "predictions.png"}
+    assert {path.name for path in made.iterdir()} == names
+    assert "x = TableClassifier()\n" in (made / "README.md").read_text()
+
+
 def test_a_forecast_brings_what_it_needs_beside_its_weights(trained, monkeypatch, tmp_path):
     (trained / "samples.png").unlink()
     names = {"preprocessor_config.json", "predictions.png", "forecast.json", "climatology.npy"}
