@@ -55,7 +55,7 @@ def draw_report(path: Path, checkpoint: Path, tables: dict[str, Callable], found
     panels[1, 0].set_ylabel(OURS)
     panels[2, 0].set_ylabel("logistic regression")
     panels[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=64)
 
 
 def draw_map(panel, classifier: BaseEstimator, given, known, others, truth) -> None:
