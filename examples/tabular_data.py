@@ -49,7 +49,7 @@ class Draw:
 
 def factors(draw: Draw, tables: int, rows: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Correlated features (tables, rows, features), and the loadings (tables, 8, features) of what they share."""
-    strength = draw.log_uniform(0.2, 4, tables, 1, 1) * draw.uniform(0.4, 1, tables, 1, 1) ** torch.arange(8)[:, None]
+    strength = draw.log_uniform(0.1, 2, tables, 1, 1) * draw.uniform(0.4, 1, tables, 1, 1) ** torch.arange(8)[:, None]
     loadings = strength * draw.normal(tables, 8, features)
     return draw.normal(tables, rows, 8) @ loadings, loadings
 
@@ -62,7 +62,7 @@ def clusters(draw: Draw, tables: int, rows: int, features: int, classes: int) ->
     part = (torch.rand(tables, rows, generator=draw.generator) * draw.integer(1, parts, tables, 1)).long()
     within, loadings = factors(draw, tables, rows, features)
     relevant = draw.uniform(0, 1, tables, 1, features) < draw.uniform(0.15, 1.2, tables, 1, 1)
-    distance = draw.log_uniform(2, 12, tables, 1, 1) / (2 * relevant.sum(-1, keepdim=True).clamp(min=1)).sqrt()
+    distance = draw.log_uniform(1.2, 9, tables, 1, 1) / (2 * relevant.sum(-1, keepdim=True).clamp(min=1)).sqrt()
     means = distance * relevant * draw.normal(tables, classes, features)
     means = means + draw.uniform(0, 1.5, tables, 1, 1) * draw.normal(tables, classes, 8) @ loadings
     of_parts = draw.uniform(0, 1, tables, 1, 1) * distance * relevant * draw.normal(tables, classes * parts, features)
@@ -138,7 +138,7 @@ def draw_group(
     features), `labels` (tables, labelled rows) of the first, in which each class occurs that occurs at all, and
     `targets` (tables, other rows).
     """
-    labelled = round(float(draw.log_uniform(8, max_labelled, 1)))
+    labelled = round(float(draw.log_uniform(6, max_labelled, 1)))
     features = round(float(draw.log_uniform(2, max_features, 1)))
     classes = draw.one_of({number: 0.5 ** abs(number - 2.4) for number in range(2, max_classes + 1)})
     rows = labelled + OTHER_ROWS

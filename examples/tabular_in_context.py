@@ -226,9 +226,7 @@ class TableClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_, self.labels_ = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(
-                f"labels must be of at least 2 classes, got one class alone: {self.classes_.tolist()[0]!r}"
-            )
+            raise ValueError(f"labels must be of at least 2 classes, got one class alone: {self.classes_.tolist()}")
         self.rows_ = X
         self.model_ = load_model(str(self.checkpoint or CHECKPOINT))
         most_rows, most_columns = self.model_.config.image_shape

@@ -34,12 +34,12 @@ def test_sizes_stay_in_their_limits_and_reach_them():
         assert group["features"].isfinite().all()
         sizes.append((labelled, features, int(torch.cat([group["labels"], group["targets"]], 1).max()) + 1))
         assert tables == 1 or tables * rows * (features + 1) <= 1000
-    assert np.max(sizes, 0).tolist() == [20, 8, 4] and np.min(sizes, 0)[:2].tolist() == [8, 2]
+    assert np.max(sizes, 0).tolist() == [20, 8, 4] and np.min(sizes, 0)[:2].tolist() == [6, 2]
 
 
 def test_every_class_is_among_the_labelled_rows():
     for index in range(20):
-        group = draw_group(Draw(0, index), 4000, 8, 5, 6)
+        group = draw_group(Draw(0, index), 4000, 6, 5, 6)
         for labels, targets in zip(group["labels"], group["targets"], strict=True):
             assert set(targets.tolist()) <= set(labels.tolist())
 

@@ -255,7 +255,7 @@ def test_bad_input(checkpoint):
     classifier = TableClassifier(checkpoint)
     with pytest.raises(NotFittedError):
         classifier.predict([[1.0, 2.0]])
-    with pytest.raises(ValueError, match="at least 2 classes, got one class alone: 'a'"):
+    with pytest.raises(ValueError, match="at least 2 classes, got one class alone: \\['a'\\]"):
         classifier.fit([[1.0], [2.0]], ["a", "a"])
     with pytest.raises(ValueError, match="contains NaN"):
         classifier.fit([[1.0], [np.nan]], [0, 1])
