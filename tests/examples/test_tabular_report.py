@@ -41,4 +41,4 @@ def test_picture(tmp_path):
     AxialForTableClassification(AxialConfig(**SMALL)).save_pretrained(tmp_path)
     draw_report(tmp_path / "a.png", tmp_path, {"blobs": blobs, "more": blobs}, FOUND)
     with Image.open(tmp_path / "a.png") as picture:
-        assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(2**24)) > 100
+        assert min(picture.size) > 400 and len(picture.convert("RGB").getcolors(2**24)) > 100

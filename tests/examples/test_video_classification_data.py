@@ -142,8 +142,10 @@ def test_bad_clips_are_all_named_before_work_starts(folders, tmp_path):
     (films / "empty.mp4").touch()
     (films / "text.mp4").write_text("no film")
     with av.open(str(films / "sound.mkv"), "w") as film:
-        film.add_stream("pcm_s16le", rate=8000)
-        film.start_encoding()
+        stream = film.add_stream("pcm_s16le", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        silence.sample_rate = 8000
+        film.mux([*stream.encode(silence), *stream.encode(None)])
     with pytest.raises(ValueError, match="5 of 10 clips cannot be used") as error:
         datasets(folders)
     for words in (
