@@ -183,18 +183,16 @@ class AxialForTableClassification(AxialPreTrainedModel):
 
 def check_table_config(config: AxialConfig) -> None:
     """`ValueError` for a configuration that is none of a model of tables."""
-    found = {
-        "patch_size": list(config.patch_shape),
-        "num_channels": config.num_channels,
-        "position_embedding": {name for axis in config.axes for name in axis.positions},
-        "feed_forward": config.feed_forward,
-        "reversible": config.reversible,
-    }
-    expected = {"patch_size": [1, 1], "num_channels": NUM_CHANNELS, "position_embedding": {"none"}}
-    expected |= {"feed_forward": "mlp" if config.feed_forward == "mlp" else "gated_mlp", "reversible": False}
-    for name, value in found.items():
-        if value != expected[name]:
-            raise ValueError(f"a model of tables needs {name}={expected[name]}, got {value}")
+    positions = sorted({name for axis in config.axes for name in axis.positions})
+    for name, value, expected in (
+        ("patch_size", list(config.patch_shape), [1, 1]),
+        ("num_channels", config.num_channels, NUM_CHANNELS),
+        ("position_embedding", positions, ["none"]),
+        ("feed_forward is convolution", config.feed_forward == "convolution", False),
+        ("reversible", config.reversible, False),
+    ):
+        if value != expected:
+            raise ValueError(f"a model of tables needs {name}={expected}, got {value}")
 
 
 @lru_cache(maxsize=2)

@@ -12,6 +12,7 @@ from PIL import Image
 from configuration import load_preset
 from examples import train_tabular_in_context
 from examples.tabular_in_context import AxialForTableClassification, TableClassifier
+from examples.tabular_scores import BASELINES
 from modeling_axial.training import STOPPED_EXIT_CODE, checkpoints, parse_arguments, read_metrics
 from tests.conftest import ROOT
 from tests.examples import test_train_image_classification as classification
@@ -68,7 +69,7 @@ def test_metrics_scores_and_card(unbroken):
         == AxialForTableClassification.from_pretrained(folder).num_parameters()
     )
     scores = results["scores"]
-    assert list(scores) == ["this model", *train_tabular_in_context_baselines()]
+    assert list(scores) == ["this model", *BASELINES]
     for who, values in scores.items():
         assert len(values) == 10 and 0.1 < min(values.values()) and max(values.values()) <= 1
         (row,) = re.findall(rf"^\| {who} \| ([\d.]+) \|", printed, re.MULTILINE)
@@ -79,10 +80,6 @@ def test_metrics_scores_and_card(unbroken):
     with Image.open(folder / "predictions.png") as picture:
         assert min(picture.size) > 500
     assert TableClassifier(folder).fit([[0.0], [1.0]], [0, 1]).predict([[1.0]]).shape == (1,)
-
-
-def train_tabular_in_context_baselines():
-    return ["logistic regression", "3 nearest neighbours", "support vectors", "random forest", "ridge regression"]
 
 
 def test_killed_and_resumed(unbroken, inputs, tmp_path):
