@@ -184,15 +184,15 @@ class AxialForTableClassification(AxialPreTrainedModel):
 def check_table_config(config: AxialConfig) -> None:
     """`ValueError` for a configuration that is none of a model of tables."""
     positions = sorted({name for axis in config.axes for name in axis.positions})
-    for name, value, expected in (
+    for name, value, *allowed in (
         ("patch_size", list(config.patch_shape), [1, 1]),
         ("num_channels", config.num_channels, NUM_CHANNELS),
         ("position_embedding", positions, ["none"]),
-        ("feed_forward is convolution", config.feed_forward == "convolution", False),
+        ("feed_forward", config.feed_forward, "mlp", "gated_mlp"),
         ("reversible", config.reversible, False),
     ):
-        if value != expected:
-            raise ValueError(f"a model of tables needs {name}={expected}, got {value}")
+        if value not in allowed:
+            raise ValueError(f"a model of tables needs {name}={' or '.join(map(str, allowed))}, got {value}")
 
 
 @lru_cache(maxsize=2)

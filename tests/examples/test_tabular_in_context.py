@@ -179,7 +179,7 @@ def test_saved_and_loaded(model, table, tmp_path):
             {"position_embedding": ["none", "learned"]},
             r"needs position_embedding=\['none'\], got \['learned', 'none'\]",
         ),
-        ({"feed_forward": "convolution"}, "needs feed_forward is convolution=False, got True"),
+        ({"feed_forward": "convolution"}, "needs feed_forward=mlp or gated_mlp, got convolution"),
         ({"reversible": True}, "needs reversible=False"),
     ],
 )
