@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
 from tests.conftest import ROOT
+from tests.examples import conftest  # noqa: F401  which lets the scripts find each other
 from tests.examples.test_train_image_classification import SCRIPT, make_inputs
 from tests.hub import LoopbackHub
 from tests.test_repository import project_files
