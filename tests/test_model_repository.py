@@ -25,7 +25,9 @@ PRESETS = {
     "digits-autoregressive": "digits_autoregressive",
     "nuclei2d": "nuclei2d",
     "nuclei3d": "nuclei3d",
+    "brain-tissue": "brain_tissue",
     "indian-pines": "indian_pines",
+    "films": "films",
     "sst": "sst",
     "air-temperature": "air_temperature",
 }
