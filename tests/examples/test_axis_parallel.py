@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 SCRIPT = ROOT / "examples" / "benchmarks" / "axis_parallel.py"
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

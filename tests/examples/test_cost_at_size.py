@@ -32,6 +32,7 @@ def test_both_models_have_as_many_parameters_and_every_token_reaches_every_other
         assert pixel_values.grad.abs().amin() > 0
 
 
+@pytest.mark.audit
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_it_measures_in_a_fresh_process_and_writes_a_table_and_a_plot(benchmark, monkeypatch, capsys, tmp_path):
     seconds, memory = benchmark.measure("axial", "training step", 64)

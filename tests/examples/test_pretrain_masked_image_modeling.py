@@ -102,6 +102,7 @@ def test_a_classifier_starts_from_it(unbroken, inputs, tmp_path):
     assert config["id2label"] == {"0": "a", "1": "b"} and config["architectures"] == ["AxialForImageClassification"]
 
 
+@pytest.mark.audit
 def test_killed_and_resumed(unbroken, inputs, tmp_path):
     folder = tmp_path / "run"
     arguments = [*arguments_for(inputs, folder), "--resume_from_checkpoint=latest"]
@@ -115,6 +116,7 @@ def test_killed_and_resumed(unbroken, inputs, tmp_path):
     classification.assert_same_run(folder, unbroken[0])
 
 
+@pytest.mark.audit
 def test_a_stranger_opens_the_result(unbroken, run_python):
     code = "import torch\nfrom transformers import AutoImageProcessor, AutoModelForMaskedImageModeling\n"
     code += "\n".join(unbroken[1].splitlines()[-2:])

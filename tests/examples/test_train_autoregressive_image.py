@@ -179,6 +179,7 @@ def test_pictures_of_a_folder_are_learnt_by_class(of_pictures, run_python):
     assert run_python(code).stdout.splitlines()[-1] == "(4, 3, 4, 5)"
 
 
+@pytest.mark.audit
 def test_a_run_on_pictures_of_a_folder_is_killed_and_resumed(of_pictures, pictures, tmp_path):
     folder = tmp_path / "run"
     arguments = [*pictures_arguments(pictures, folder), "--resume_from_checkpoint", "latest"]
@@ -234,6 +235,7 @@ def launch_two(*arguments):
     return launch(SCRIPT, arguments)
 
 
+@pytest.mark.audit
 @pytest.mark.slow
 def test_digits_are_drawn_by_class_and_judged(tmp_path, run_python):
     folder = tmp_path / "run"

@@ -115,6 +115,7 @@ def test_what_has_chosen_is_told_apart_from_what_is_measured(kept):
     assert 100 * scores["this model"]["accuracy"] == pytest.approx(next(iter(shares.values())), abs=0.006)
 
 
+@pytest.mark.audit
 def test_a_killed_run_keeps_the_same_weights(kept, inputs, tmp_path):
     """At the end between two evaluations, so that the best are none of the weights at hand, nor of those to come."""
     folder = tmp_path / "run"

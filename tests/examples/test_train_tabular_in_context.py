@@ -82,6 +82,7 @@ def test_metrics_scores_and_card(unbroken):
     assert TableClassifier(folder).fit([[0.0], [1.0]], [0, 1]).predict([[1.0]]).shape == (1,)
 
 
+@pytest.mark.audit
 def test_killed_and_resumed(unbroken, inputs, tmp_path):
     folder = tmp_path / "run"
     arguments = [*arguments_of(inputs, folder), "--resume_from_checkpoint=latest"]

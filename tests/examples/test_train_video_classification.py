@@ -112,6 +112,7 @@ def test_the_peer_is_trained_likewise(unbroken):
     assert abs(sizes[1] - sizes[0]) <= 0.05 * sizes[0]
 
 
+@pytest.mark.audit
 def test_a_stranger_classifies_a_clip(unbroken, inputs, run_python):
     """With the lines of the model card, as the script has measured."""
     folder, printed = unbroken
@@ -129,6 +130,7 @@ def test_a_stranger_classifies_a_clip(unbroken, inputs, run_python):
 # A kill costs nothing
 
 
+@pytest.mark.audit
 def test_killed_and_resumed(unbroken, inputs, tmp_path):
     folder = tmp_path / "run"
     arguments = [*arguments_for(inputs, folder), "--resume_from_checkpoint=latest"]

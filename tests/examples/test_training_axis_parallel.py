@@ -102,7 +102,9 @@ def assert_alike(folder, reference):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "classification" else pytest.mark.audit) for name in SCRIPTS]
+)
 def test_a_group_takes_the_steps_of_one_process(request, tmp_path, name):
     script, arguments_of = SCRIPTS[name]
     one = with_config(arguments_of(request, tmp_path / "one"), tmp_path, **WITHOUT_DROPOUT)
@@ -114,6 +116,7 @@ def test_a_group_takes_the_steps_of_one_process(request, tmp_path, name):
     assert_alike(tmp_path / "group", tmp_path / "one")
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_killed_group_resumes_bit_for_bit(request, tmp_path):

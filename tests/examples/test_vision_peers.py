@@ -33,6 +33,7 @@ def test_models_of_a_pair_have_one_width_and_depth_and_see_the_same_tokens(bench
         assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
+@pytest.mark.audit
 def test_it_writes_a_table_and_a_plot(benchmark, monkeypatch, capsys, tmp_path):
     clock = iter(range(1000))
     monkeypatch.setattr(benchmark, "cpu_seconds", lambda run: 3.0 if next(clock) % 2 == 0 else 1.5)  # peer, ours
