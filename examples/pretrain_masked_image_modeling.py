@@ -45,6 +45,7 @@ from training_run import (
     TrainingArguments,
     TrainingRun,
     check_at_least,
+    check_one_source,
     described,
     make_adamw,
     push_to_hub,
@@ -69,15 +70,7 @@ class DataArguments:
     def __post_init__(self):
         if self.config_name is None:
             raise ValueError("--config_name is missing: a preset of configuration/models or a JSON file")
-        folders = [self.train_dir, self.validation_dir]
-        if (self.dataset_name is None) == (folders == [None, None]):
-            raise ValueError("give either --dataset_name, or --train_dir and --validation_dir")
-        if self.dataset_name is None and None in folders:
-            raise ValueError(
-                "--train_dir and --validation_dir go together: the one to learn from, the other to measure"
-            )
-        if "" in folders:
-            raise ValueError("--train_dir or --validation_dir is an empty text; leave it out, or say which")
+        check_one_source(self)
         check_at_least(0, self, "dataloader_num_workers")
 
 

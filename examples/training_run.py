@@ -55,6 +55,17 @@ def check_at_least(smallest: int, arguments, *names: str) -> None:
             raise ValueError(f"{name} must be {finite}at least {smallest}, got {value}")
 
 
+def check_one_source(arguments) -> None:
+    """`ValueError` unless there is either a `dataset_name`, or both a `train_dir` and a `validation_dir`."""
+    folders = [arguments.train_dir, arguments.validation_dir]
+    if (arguments.dataset_name is None) == (folders == [None, None]):
+        raise ValueError("give either --dataset_name, or --train_dir and --validation_dir")
+    if arguments.dataset_name is None and None in folders:
+        raise ValueError("--train_dir and --validation_dir go together: the one to learn from, the other to measure")
+    if "" in folders:
+        raise ValueError("--train_dir or --validation_dir is an empty text; leave it out, or say which")
+
+
 @dataclass
 class TrainingArguments:
     """What shapes the course of a run. A checkpoint is resumed with the same values only."""
