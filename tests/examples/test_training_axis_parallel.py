@@ -1,5 +1,6 @@
 """Training scripts with --axis_parallel_size: the run of a group is that of one process, and as safe from kills."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -42,14 +43,18 @@ def train_on_ranks(script, arguments, world_size=2, kill_at=None):
         end = time.monotonic() + 400
         for process in ranks:
             process.join(max(0, end - time.monotonic()))
-            if process.exitcode is None:
-                process.kill()
+        hung = [process for process in ranks if process.exitcode is None]
+        for process in hung:
+            os.kill(process.pid, signal.SIGUSR1)  # print where it stands
+            process.join(5)
+            process.kill()
         return [process.exitcode for process in ranks], Path(output.name).read_text()
 
 
 def rank_here(environment, rank, script, arguments, kill_at, output):
     values = environment | {"RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({name: str(value) for name, value in values.items()})
+    faulthandler.register(signal.SIGUSR1)
     train_here(script, list(map(str, arguments)), kill_at if rank == 0 else None, output)
 
 
