@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import re
 import sys
@@ -205,10 +204,6 @@ class TrainingRun:
             log_with=run.report_to if run.with_tracking else None,
             project_dir=self.output_dir,
         )
-        if self.accelerator.num_processes > 1 and "forkserver" in multiprocessing.get_all_start_methods():
-            # The threads of a process group may hold a lock while workers are forked from this process, which these
-            # would wait for forever: they come from a process that has no threads.
-            multiprocessing.set_start_method("forkserver", force=True)
         if run.with_tracking and not self.accelerator.log_with:
             raise ValueError(
                 f"no experiment tracker for report_to={run.report_to!r} is installed: pip install tensorboard"
@@ -236,7 +231,6 @@ class TrainingRun:
                 batch_size=training.per_device_train_batch_size,
                 sampler=self.sampler,
                 num_workers=num_workers,
-                persistent_workers=num_workers > 0,
                 worker_init_fn=ignore_stop_signals,
                 generator=torch.Generator(),
                 pin_memory=accelerator.device.type == "cuda",
@@ -258,7 +252,6 @@ class TrainingRun:
             dataset,
             batch_size=self.run.per_device_eval_batch_size,
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
             worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),
             pin_memory=self.accelerator.device.type == "cuda",

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import multiprocessing
 import os
 import sys
 from dataclasses import asdict, fields
@@ -280,30 +279,6 @@ def test_only_deterministic_algorithms_where_they_are_asked_for(train, monkeypat
         assert seen == [deterministic] * 2 and ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_workers_are_not_forked_from_a_process_of_a_group(tmp_path, monkeypatch, num_processes):
-    methods = []
-    monkeypatch.setattr(multiprocessing, "set_start_method", lambda method, force: methods.append(method))
-    monkeypatch.setattr(training_run.AxisAccelerator, "num_processes", num_processes)
-    TrainingRun(TrainingArguments(), RunArguments(str(tmp_path))).release()
-    assert methods == ["forkserver"] * (num_processes - 1)
-
-
-def test_workers_live_as_long_as_their_run(tmp_path):
-    run = TrainingRun(TrainingArguments(), RunArguments(str(tmp_path)))
-    numbers = torch.utils.data.TensorDataset(torch.arange(5))
-    run.load(numbers, num_workers=1)
-    for loader in (run._loader, run.load_validation(numbers, num_workers=1)):
-        workers = []
-        for _ in range(2):
-            assert sorted(torch.cat([batch for (batch,) in loader]).tolist()) == list(range(5))
-            workers += multiprocessing.active_children()
-            run.sampler.advance(5)
-        assert len(workers) == 2 and workers[0] is workers[1]
-        loader.base_dataloader._iterator._shutdown_workers()
-    run.release()
 
 
 def test_a_checkpoint_of_before_an_argument_has_its_default(train, monkeypatch):
