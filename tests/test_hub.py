@@ -271,6 +271,7 @@ def test_a_trained_model_has_a_card_whose_lines_open_it(hub, run_python, tmp_pat
     assert done.stdout.split() == [f"transformers_modules.user.trained.{uploaded}.modeling_axial_heads"]
 
 
+@pytest.mark.audit
 @pytest.mark.slow
 def test_fine_tuning_starts_from_a_model_on_the_hub(hub, tmp_path):
     """Its weights, not its code: that on main stops whoever runs it."""

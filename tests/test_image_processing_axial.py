@@ -860,6 +860,7 @@ processor.save_pretrained(again)
 """
 
 
+@pytest.mark.audit
 @pytest.mark.slow
 def test_opens_where_the_package_is_missing_and_saves_itself_again(tmp_path, run_python):
     processor = AxialImageProcessor(**CHOICES)

@@ -757,6 +757,7 @@ def all_split_and_whole(folder):
     return {name: split_and_whole(f"{folder}/{name}", options) for name, options in CONFIGS.items()}
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 def test_blocks_split_over_two_ranks(tmp_path):
     """FSDP by the model's own plan: its blocks are split, and it computes what the whole model does."""
@@ -845,6 +846,7 @@ print("equal")
 """
 
 
+@pytest.mark.audit
 def test_opens_where_the_package_was_never_installed(run_python, tmp_path):
     torch.manual_seed(0)
     model = AxialImageTransformerModel(make_config(**CONFIGS["plane"])).eval()

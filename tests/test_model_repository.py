@@ -144,8 +144,10 @@ def test_generator_opens_elsewhere_and_is_as_good_as_its_card_says(run_python):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "files"),
-    [("nuclei2d", ("img2d.tif", "mask2d.tif")), ("nuclei3d", ("img3d.tif", "mask3d.tif"))],
-    ids=["nuclei2d", "nuclei3d"],
+    [
+        pytest.param("nuclei2d", ("img2d.tif", "mask2d.tif"), id="nuclei2d"),
+        pytest.param("nuclei3d", ("img3d.tif", "mask3d.tif"), id="nuclei3d", marks=pytest.mark.audit),
+    ],
 )
 def test_nuclei_open_elsewhere_and_are_as_good_as_their_cards_say(run_python, name, files):
     (result,) = ModelCard.load(CHECKPOINTS / name / "README.md").data.eval_results

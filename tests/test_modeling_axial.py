@@ -450,7 +450,7 @@ def test_unknown_arguments_of_from_pretrained_are_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reversible", [False, True])
-@pytest.mark.parametrize("num_axes", [1, 2, 3])
+@pytest.mark.parametrize("num_axes", [2, *(pytest.param(axes, marks=pytest.mark.audit) for axes in (1, 3))])
 def test_compiled_equals_eager(num_axes, reversible):
     torch.compiler.reset()  # all cases share one code object, and so one limit of recompilations
     model = make_model(num_axes, reversible=reversible, dtype=torch.float32, num_hidden_layers=1)
@@ -466,8 +466,9 @@ def test_compiled_equals_eager(num_axes, reversible):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("reversible", [False, pytest.param(True, marks=pytest.mark.audit)])
-@pytest.mark.parametrize("attention_mode", ["split", pytest.param("alternating", marks=pytest.mark.audit)])
+@pytest.mark.audit
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("attention_mode", ["split", "alternating"])
 def test_compiled_updates_equal_eager_ones(attention_mode, reversible):
     options = {"use_qk_norm": True, "layer_scale_init_value": 0.7, "drop_path_rate": 0.5}
     model = make_model(attention_mode=attention_mode, reversible=reversible, dtype=torch.float32, **options)
@@ -485,7 +486,7 @@ def test_compiled_updates_equal_eager_ones(attention_mode, reversible):
     assert not torch.equal(gradients[0][-1], gradients[2][-1])
 
 
-@pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_axes", [2, *(pytest.param(axes, marks=pytest.mark.audit) for axes in (1, 3, 4))])
 def test_exported_equals_eager_at_other_sizes(num_axes):
     overrides = {
         1: {"position_embedding": "learned+relative", "periodic": True},
@@ -624,7 +625,8 @@ def test_relative_attention_written_out(num_axes, mode):
     torch.testing.assert_close(f(hidden_states, LayerContext(mask=mask)), sum(updates), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("position_embedding", ["learned+relative", pytest.param("rotary", marks=pytest.mark.audit)])
+@pytest.mark.audit
+@pytest.mark.parametrize("position_embedding", ["learned+relative", "rotary"])
 def test_positions_from_outside_in_compiled_and_exported_code(position_embedding):
     model = make_model(dtype=torch.float32, position_embedding=position_embedding, num_hidden_layers=1)
     pixel_values, position_ids = pixels(model.config, dtype=torch.float32), [torch.arange(5.0) * 0.7, torch.ones(2, 3)]

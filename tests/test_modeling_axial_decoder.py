@@ -706,7 +706,7 @@ def compare_open_sizes(model, image_sizes):
                 torch.testing.assert_close(found.loss, expected.loss)
 
 
-@orders
+@pytest.mark.parametrize("channel_order", ["slices", pytest.param("nested", marks=pytest.mark.audit)])
 def test_exported_and_compiled_with_open_sizes(channel_order):
     compare_open_sizes(make_model((5,), channel_order=channel_order), [(5,), (7,), (3,)])
 
@@ -897,6 +897,7 @@ def all_split_and_whole(folder):
     return {channel_order: split_and_whole(Path(folder, channel_order)) for channel_order in ("slices", "nested")}
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 def test_blocks_split_over_two_ranks(tmp_path):
     """FSDP by the model's own plan: its blocks are split, and it learns, scores and draws as the whole model does."""
@@ -1072,6 +1073,7 @@ print("equal")
 """
 
 
+@pytest.mark.audit
 def test_checkpoint_opens_where_the_package_is_not_installed(run_python, tmp_path):
     options = {"num_classes": 3, "num_condition_channels": 1, "position_embedding": "learned+rotary+relative"}
     config = make_config((3, 4), num_channels=3, reversible=True, **options)

@@ -490,7 +490,7 @@ def test_adapters_train_beside_a_new_head(model_class, dense_head):
     assert trained and all("lora_" in name or "modules_to_save" in name for name in trained)
 
 
-@dense_heads
+@pytest.mark.parametrize("dense_head", ["linear", pytest.param("pyramid", marks=pytest.mark.audit)])
 @model_classes
 def test_graph_is_whole(model_class, dense_head):
     model = make_model(model_class, dense_head=dense_head, dtype=torch.float32, num_hidden_layers=1).train()
@@ -611,13 +611,14 @@ def test_onnx_of_biased_scores_and_windows(options, tmp_path):
     compare_onnx(make_model(AxialForDensePrediction, dense_head="linear", dtype=torch.float32, **options), tmp_path)
 
 
+@pytest.mark.audit
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        pytest.param({"position_embedding": "learned+relative"}, marks=pytest.mark.audit),
-        pytest.param({"attention_window": 1}, marks=pytest.mark.audit),
-        pytest.param({"num_inducing_points": 2}, marks=pytest.mark.audit),
+        {"position_embedding": "learned+relative"},
+        {"attention_window": 1},
+        {"num_inducing_points": 2},
     ],
     ids=str,
 )

@@ -85,6 +85,7 @@ def test_changes_of_a_statement(tmp_path, statement, changed):
     assert len(found) == len(changed) and all(any(text in name for name in found) for text in changed), found
 
 
+@pytest.mark.audit
 def test_blind_tests_let_mutants_live_and_seeing_ones_kill(module):
     traces = mutants.traced(module.with_name("tests") / "test_tiny.py")
     found = mutants.mutants_of(module)

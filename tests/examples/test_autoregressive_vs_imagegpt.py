@@ -118,6 +118,7 @@ def test_counts_of_tokens_follow_the_formulas():
         assert benchmark.count_tokens(sampler, SIDE) == (outer_tokens, inner_tokens)
 
 
+@pytest.mark.audit
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_that_of_a_training_step():
     assert 0 < benchmark.added_memory(benchmark.__file__, "GPT-2", 7, 2, 8) < 1000

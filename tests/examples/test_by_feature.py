@@ -40,6 +40,7 @@ def test_each_example_has_its_feature_marked_and_a_test():
         assert f'run("{name}"' in tests
 
 
+@pytest.mark.audit
 def test_compile_model(run):
     printed = run("compile_model", "--backend=aot_eager")
     assert f"{ACCURACY} of 1000 digits, as without it" in printed and "A training step of 64 digits" in printed
@@ -51,6 +52,7 @@ def test_compile_regions(run):
     assert len(eager) == 5 and [float(loss) for loss in compiled] == pytest.approx([float(x) for x in eager], abs=2e-4)
 
 
+@pytest.mark.audit
 def test_export_program(run, tmp_path):
     printed = run("export_program", "--output", tmp_path / "folder" / "digits.pt2")
     assert f"{ACCURACY} of 1000 digits" in printed and "at other sizes, too" in printed
@@ -76,6 +78,7 @@ def test_finetune_lora(run, tmp_path):
     assert all(tensor.abs().max() > 0 for tensor in second_factors)  # they start at zero: all had gradients
 
 
+@pytest.mark.audit
 def test_one_huge_volume(run):
     printed = run("one_huge_volume").splitlines()
     assert [line.partition(" has ")[0] for line in printed[:4]] == [f"process {rank}" for rank in range(4)]

@@ -97,6 +97,7 @@ def test_the_average_of_the_weights_is_kept(unbroken):
     assert not any(torch.equal(kept[name], last[name]) for name in kept if "norm" not in name and "bias" not in name)
 
 
+@pytest.mark.audit
 def test_killed_and_resumed(unbroken, film_config, tmp_path):
     folder = tmp_path / "run"
     arguments = [*film_arguments(film_config, folder), "--resume_from_checkpoint", "latest"]

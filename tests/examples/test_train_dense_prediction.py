@@ -157,6 +157,7 @@ def test_what_was_trained_predicts_what_comes_after_a_file(unbroken, inputs, mon
             assert (np.abs(steps).max(1) > 0).all() and np.abs(steps).max() < 10
 
 
+@pytest.mark.audit
 def test_killed_and_resumed(unbroken, inputs, tmp_path):
     folder = tmp_path / "run"
     arguments = [*arguments_of(inputs, folder), "--peer=unet", "--resume_from_checkpoint=latest"]

@@ -190,7 +190,7 @@ def test_metrics_and_checkpoints(unbroken, name):
     assert learning_rates[-1] == 0
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("name", ["pictures", pytest.param("digits", marks=pytest.mark.audit)])
 def test_a_stranger_opens_the_result(unbroken, inputs, run_python, tmp_path, name):
     folder, printed = unbroken[name]
     shutil.copytree(folder, tmp_path / "moved", ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -241,7 +241,11 @@ def test_digits_are_compared_with_baselines(unbroken):
 @pytest.mark.parametrize(
     "name, kills",
     [
-        ("digits", [("line written", 2), ("state written", 3), ("line written", 5), ("state written", 9)]),
+        pytest.param(
+            "digits",
+            [("line written", 2), ("state written", 3), ("line written", 5), ("state written", 9)],
+            marks=pytest.mark.audit,
+        ),
         (
             "pictures",
             [
@@ -270,6 +274,7 @@ def test_killed_again_and_again_and_resumed(unbroken, inputs, tmp_path, name, ki
     assert not list(folder.glob("unfinished-*"))
 
 
+@pytest.mark.audit
 def test_killed_from_outside_and_resumed(unbroken, inputs, tmp_path):
     """Signals from outside hit wherever they hit; the command line is that of a user."""
     folder = tmp_path / "run"
@@ -516,7 +521,7 @@ def test_the_loading_lines_of_an_upload_are_pinned(hub_calls, tmp_path, name):
     assert hub_calls["card"].count(pinned) == 2
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("name", ["digits", pytest.param("pictures", marks=pytest.mark.audit)])
 def test_sigterm_saves_and_the_run_goes_on(unbroken, inputs, tmp_path, name):
     folder = tmp_path / "run"
     arguments = [*ARGUMENTS[name](inputs, folder), "--resume_from_checkpoint=latest"]
@@ -528,7 +533,9 @@ def test_sigterm_saves_and_the_run_goes_on(unbroken, inputs, tmp_path, name):
     assert_same_run(folder, unbroken[name][0])
 
 
-@pytest.mark.parametrize("number, expected", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, expected", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.audit)]
+)
 def test_a_signal_to_all_processes_saves_and_the_run_goes_on(unbroken, inputs, tmp_path, number, expected):
     """As a terminal and launchers send it: to the workers, too, who are to serve the last step."""
     script = tmp_path / "interrupted.py"
