@@ -86,7 +86,7 @@ class PretrainingArguments(TrainingArguments):
 
 def main() -> None:
     arguments, training, run_arguments = parse_arguments(
-        DataArguments, PretrainingArguments, RunArguments, argv=sys.argv[1:]
+        DataArguments, PretrainingArguments, RunArguments, argv=sys.argv[1:], description=__doc__
     )
     config = load_model_config(arguments)
     number_of_hidden(training.mask_ratio, config.grid_shape)  # raises, if there is nothing to hide

@@ -123,7 +123,7 @@ class AutoregressiveTrainingArguments(TrainingArguments):
 
 def main() -> None:
     arguments, training, run_arguments = parse_arguments(
-        DataArguments, AutoregressiveTrainingArguments, RunArguments, argv=sys.argv[1:]
+        DataArguments, AutoregressiveTrainingArguments, RunArguments, argv=sys.argv[1:], description=__doc__
     )
     pictures = find_pictures(arguments, training)
     config = load_config(arguments.config_name, {} if pictures is None else class_fields(pictures))

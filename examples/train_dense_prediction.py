@@ -116,7 +116,7 @@ class ForecastTrainingArguments(TrainingArguments):
 
 def main() -> None:
     arguments, training, run_arguments = parse_arguments(
-        DataArguments, ForecastTrainingArguments, RunArguments, argv=sys.argv[1:]
+        DataArguments, ForecastTrainingArguments, RunArguments, argv=sys.argv[1:], description=__doc__
     )
     check_peer(training, arguments.peer)
     config, data = load_data(arguments, training)

@@ -149,7 +149,12 @@ class ClassificationRunArguments(RunArguments):
 
 def main() -> None:
     model_arguments, data_arguments, training, run_arguments = parse_arguments(
-        ModelArguments, DataArguments, ClassificationTrainingArguments, ClassificationRunArguments, argv=sys.argv[1:]
+        ModelArguments,
+        DataArguments,
+        ClassificationTrainingArguments,
+        ClassificationRunArguments,
+        argv=sys.argv[1:],
+        description=__doc__,
     )
     augment = make_augmentation(training)
     if run_arguments.eval_only:

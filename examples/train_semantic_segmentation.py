@@ -155,7 +155,7 @@ class SegmentationTrainingArguments(TrainingArguments):
 
 def main() -> None:
     arguments, training, run_arguments = parse_arguments(
-        DataArguments, SegmentationTrainingArguments, RunArguments, argv=sys.argv[1:]
+        DataArguments, SegmentationTrainingArguments, RunArguments, argv=sys.argv[1:], description=__doc__
     )
     check_peer(training, arguments.peer)
     config, data = load_data(arguments, training)

@@ -78,7 +78,7 @@ class TableTrainingArguments(TrainingArguments):
 
 def main() -> None:
     arguments, training, run_arguments = parse_arguments(
-        DataArguments, TableTrainingArguments, RunArguments, argv=sys.argv[1:]
+        DataArguments, TableTrainingArguments, RunArguments, argv=sys.argv[1:], description=__doc__
     )
     config = load_preset(arguments.config_name)
     if not isinstance(config, AxialConfig):

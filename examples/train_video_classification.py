@@ -96,7 +96,7 @@ class ClipTrainingArguments(TrainingArguments):
 
 def main() -> None:
     arguments, training, run_arguments = parse_arguments(
-        DataArguments, ClipTrainingArguments, RunArguments, argv=sys.argv[1:]
+        DataArguments, ClipTrainingArguments, RunArguments, argv=sys.argv[1:], description=__doc__
     )
     check_peer(training, arguments.peer)
     config, data = load_data(arguments, training)

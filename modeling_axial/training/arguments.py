@@ -1,5 +1,6 @@
 """Command lines of the example scripts: dataclasses, with defaults from a YAML recipe."""
 
+import argparse
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -10,9 +11,14 @@ import yaml
 from transformers import HfArgumentParser
 
 
-def parse_arguments(*dataclass_types: type, argv: Sequence[str]) -> tuple:
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, and tells the default of each argument."""
+
+
+def parse_arguments(*dataclass_types: type, argv: Sequence[str], description: str | None = None) -> tuple:
     """
-    Parses `[recipe.yaml] [--name value ...]` into one instance of each dataclass.
+    Parses `[recipe.yaml] [--name value ...]` into one instance of each dataclass. `--help` begins with the description,
+    which is the docstring of a script.
 
     A recipe is a command line written as YAML: a mapping from argument names to values. What is given on the command
     line overrides it, and both pass the same checks: a value is the text that stands there, so `no` is the text `no`,
@@ -28,7 +34,13 @@ def parse_arguments(*dataclass_types: type, argv: Sequence[str]) -> tuple:
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv = _recipe_arguments(argv[0], names) + argv[1:]
-    parser = HfArgumentParser(dataclass_types, usage="%(prog)s [recipe.yaml] [--name value ...]", allow_abbrev=False)
+    parser = HfArgumentParser(
+        dataclass_types,
+        usage="%(prog)s [recipe.yaml] [--name value ...]",
+        description=description,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     *instances, unknown = parser.parse_args_into_dataclasses(
         argv, look_for_args_file=False, return_remaining_strings=True
     )

@@ -1,5 +1,6 @@
 """What the training scripts share, in one process with a model of three weights; the scripts are run in their tests."""
 
+import importlib
 import io
 import json
 import math
@@ -16,11 +17,13 @@ from transformers.utils.logging import enable_progress_bar
 from examples import train_autoregressive_image, train_image_classification, training_run
 from examples.training_run import RunArguments, TrainingArguments, TrainingRun
 from modeling_axial.training import parse_arguments, read_metrics
+from tests.conftest import ROOT
 
 SCRIPTS_ARGUMENTS = [
     train_image_classification.ClassificationTrainingArguments,
     train_autoregressive_image.AutoregressiveTrainingArguments,
 ]
+SCRIPTS = [path.stem for path in sorted((ROOT / "examples").glob("*train_*.py"))]
 SCHEDULE_KWARGS = {
     "cosine_with_min_lr": {"min_lr_rate": 0.25},
     "cosine_warmup_with_min_lr": {"min_lr": 0.125, "warmup_lr_rate": 0.5},
@@ -29,6 +32,15 @@ SCHEDULE_KWARGS = {
     "cosine_with_restarts": {"num_cycles": 2},
 }
 FOLLOW_A_METRIC = {"reduce_lr_on_plateau", "greedy"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_how_data_of_your_own_are_given(monkeypatch, capsys, script):
+    module = importlib.import_module(f"examples.{script}")
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 0 and module.__doc__.strip() in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -46,6 +46,14 @@ def test_a_recipe_is_read_as_utf_8(monkeypatch, parse):
     assert parse("config_name: zähler\n")[0].config_name == "zähler" and encodings == ["utf-8"]
 
 
+def test_help_begins_with_the_description_as_it_stands(capsys):
+    description = "One.\n\n    python one.py \\\n        --100%\n"
+    with pytest.raises(SystemExit):
+        parse_arguments(Model, Training, argv=["--help"], description=description)
+    usage, found, rest = capsys.readouterr().out.partition(description)
+    assert found and usage.startswith("usage") and "A preset. (default: None)" in rest
+
+
 def test_arguments_may_be_any_sequence(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("learning_rate: 0.2")
