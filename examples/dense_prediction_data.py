@@ -19,7 +19,9 @@ from modeling_axial.processor_arrays import describe, pad_end, read
 
 IRIS_SAMPLE_DATA = Package("iris-sample-data", "2.5.2", "iris_sample_data", "fields")
 MONTHS = 12
+CIRCLE = 360
 LATITUDE_UNITS = {"degrees_north", "degree_north", "degree_N", "degrees_N", "degreeN", "degreesN"}  # of the CF rules
+LONGITUDE_UNITS = {"degrees_east", "degree_east", "degree_E", "degrees_E", "degreeE", "degreesE"}  # likewise
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Fields:
             years; else 0.
         step: how long one is, in words.
         weights: float32 (*grid), the cosine of the latitude; None where no latitudes are known.
+        months: how many a step has, 0 where steps are not months.
+        arcs: of each axis of the grid the degrees of longitude that its points take up, each as much as lies between
+            two; None of an axis without longitudes. Empty where nothing is known.
         name, license, hub_id: for the metadata of a model card.
     """
 
@@ -48,6 +53,8 @@ class Fields:
     name: str
     license: str | None = None
     hub_id: str = "fields"
+    months: int = 0
+    arcs: tuple[float | None, ...] = ()
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -113,7 +120,7 @@ def read_netcdf(path: Path, num_axes: int, variable_names: Sequence[str], time_n
                 )
             describe(variable, f"variable {name} of {path}")
         variables = [dataset[name].transpose(time_name, *dims) for name in names]
-        times, seasons, step = read_times(variables[0], time_name)
+        times, seasons, step, months = read_times(variables[0], time_name)
         return Fields(
             values=np.stack([read(variable, name) for name, variable in zip(names, variables, strict=True)], 1).astype(
                 np.float32
@@ -125,6 +132,8 @@ def read_netcdf(path: Path, num_axes: int, variable_names: Sequence[str], time_n
             step=step,
             weights=latitude_weights(variables[0].isel({time_name: 0})),
             name=printable(path.name),
+            months=months,
+            arcs=tuple(longitude_arc(dataset, dim) for dim in dims),
         )
 
 
@@ -141,33 +150,86 @@ def choose_variable(dataset: Any, path: Path, num_axes: int, time_name: str) -> 
     return found[0]
 
 
-def read_times(variable: Any, time_name: str) -> tuple[tuple[str, ...], np.ndarray, str]:
-    """`times`, `seasons` and `step` of `Fields`; `ValueError` for steps that are not even, or go back."""
+def read_times(variable: Any, time_name: str) -> tuple[tuple[str, ...], np.ndarray, str, int]:
+    """`times`, `seasons`, `step` and `months` of `Fields`; `ValueError` for steps that are not even, or go back."""
     count = variable.sizes[time_name]
     if time_name not in variable.coords:
-        return tuple(f"step {number}" for number in range(count)), np.zeros(count, int), "step"
+        return tuple(f"step {number}" for number in range(count)), np.zeros(count, int), "step", 0
     coordinate = variable[time_name]
     times, differences = coordinate.values, np.diff(coordinate.values)
+    usual = 0  # months of a step
     if times.dtype.kind in "MO":  # a calendar: dates of numpy, or of cftime
         calendar = coordinate.dt
         months = MONTHS * calendar.year.values + calendar.month.values - 1
-        between = set(np.diff(months).tolist())
-        if len(between) == 1 and min(between) > 0:
-            step = "month" if between == {1} else f"{min(between)} months"
-            seasons = months % MONTHS if min(between) % MONTHS else np.zeros(count, int)
-            return tuple(calendar.strftime("%Y-%m").values), seasons, step
+        between = np.diff(months)
+        usual = max(0, most_frequent(between))
+        if usual and (between == usual).all():
+            step = "month" if usual == 1 else f"{usual} months"
+            seasons = months % MONTHS if usual % MONTHS else np.zeros(count, int)
+            return tuple(calendar.strftime("%Y-%m").values), seasons, step, usual
         names = tuple(calendar.strftime("%Y-%m-%d %H:%M").values)
     else:
         names = tuple(f"{time_name} {time}" for time in times)
     first = differences[:1]
     even = np.isclose(differences, first, rtol=1e-3, atol=0) if times.dtype.kind == "f" else differences == first
-    wrong = np.flatnonzero(~(even & (differences > 0 * first)).astype(bool))
-    if wrong.size:
+    even = (even & (differences > 0 * first)).astype(bool)
+    if not even.all():
+        if usual:  # months differ in length, so their days tell nothing of a gap
+            even = between == usual
+            others = f", and most steps are {usual} month{'s' * (usual > 1)}"
+        else:
+            others = f", and {names[0]} by {names[1]}"
+        wrong = np.flatnonzero(~even)[0]
         raise ValueError(
-            f"the steps of {time_name} must be even and go forward, but {names[wrong[0]]} is followed by "
-            f"{names[wrong[0] + 1]}, and {names[0]} by {names[1]}; sort them, and fill gaps with missing values"
+            f"the steps of {time_name} must be even and go forward, but {names[wrong]} is followed by "
+            f"{names[wrong + 1]}{others}; sort them, and fill gaps with missing values"
         )
-    return names, np.zeros(count, int), "step"
+    return names, np.zeros(count, int), "step", 0
+
+
+def most_frequent(numbers: np.ndarray) -> int:
+    """The number that is there most often, the smallest of several; 0 for none."""
+    values, counts = np.unique(numbers, return_counts=True)
+    return int(values[counts.argmax()]) if len(values) else 0
+
+
+def times_after(times: np.ndarray, months: int, steps_ahead: Sequence[int]) -> np.ndarray | None:
+    """
+    The times that lie so many steps after the last of even `times`, which may be dates of numpy or of cftime. Steps of
+    `months` lead to the same day of a later month: the last one from a last one, and where the month is too short.
+    None where there is no second time that tells how long a step is.
+    """
+    if len(times) < 2:
+        return None
+    if not months:
+        return np.array([times[-1] + int(ahead) * (times[-1] - times[-2]) for ahead in steps_ahead])
+    import pandas  # with which xarray has come
+
+    last = times[-1] if times.dtype.kind == "O" else pandas.Timestamp(times[-1])
+    later = [months_later(last, months * int(ahead)) for ahead in steps_ahead]
+    return np.array(later if times.dtype.kind == "O" else [date.to_datetime64() for date in later])
+
+
+def months_later(date: Any, months: int) -> Any:
+    """A date of pandas or of cftime some months later, as `times_after` says."""
+
+    def first_day(later: int) -> Any:
+        year, month = divmod(MONTHS * date.year + date.month - 1 + later, MONTHS)
+        return date.replace(year=year, month=month + 1, day=1)
+
+    def length(later: int) -> int:
+        return (first_day(later + 1) - first_day(later)).days
+
+    day = length(months) if date.day == length(0) else min(date.day, length(months))
+    return first_day(months).replace(day=day)
+
+
+def longitude_arc(dataset: Any, dim: str) -> float | None:
+    """One of `arcs` of `Fields`, of a dim of a data set of xarray whose longitudes say so by their unit."""
+    if dim not in dataset.coords or dataset[dim].attrs.get("units") not in LONGITUDE_UNITS or dataset.sizes[dim] < 2:
+        return None
+    longitudes = dataset[dim].values.astype(np.float64)
+    return len(longitudes) * float(np.median(np.abs(np.diff(longitudes))))
 
 
 def latitude_weights(field: Any) -> np.ndarray | None:
@@ -300,9 +362,9 @@ def mean_by_season(fields: Fields, stop: int) -> np.ndarray:
 class ForecastSetup:
     """
     What a forecast needs beside a model and its processor: `history` steps, each with the variables `channel_names`
-    along the dimension `time_name` of a file, for what comes `lead_time` steps after the last. A model sees them as
-    channels; or, of fields that are `drifting`, only how those before the last differ from it, so that a change of all
-    by one value changes no forecast of a change.
+    along the dimension `time_name` of a file, for what comes `lead_time` steps after the last; how long a `step` is, in
+    words, None where that is left open. A model sees them as channels; or, of fields that are `drifting`, only how
+    those before the last differ from it, so that a change of all by one value changes no forecast of a change.
     """
 
     history: int
@@ -310,6 +372,7 @@ class ForecastSetup:
     drifting: bool
     channel_names: tuple[str, ...]
     time_name: str = "time"
+    step: str | None = None
 
     @property
     def num_channels(self) -> int:
@@ -435,12 +498,21 @@ class MeasuredPasts(Dataset):
         return torch.from_numpy(self.data.past(target)), torch.from_numpy(truth)
 
 
-def check_grid(config: AxialConfig, grid: Sequence[int]) -> tuple[int, ...]:
-    """The grid of fields as whole patches of a model; `ValueError` where a periodic axis is not made of such."""
-    for axis, length, patch in zip(config.axes, grid, config.patch_shape, strict=True):
+def check_grid(config: AxialConfig, grid: Sequence[int], arcs: Sequence[float | None] = ()) -> tuple[int, ...]:
+    """
+    The grid of fields as whole patches of a model; `ValueError` where a periodic axis is not made of such, or where its
+    longitudes (`arcs` of `Fields`) do not go round the globe.
+    """
+    way_out = "of fields that end, set periodic to false there, in a copy of the preset"
+    for axis, length, patch, arc in zip(config.axes, grid, config.patch_shape, arcs or [None] * len(grid), strict=True):
+        if axis.periodic and arc is not None and abs(arc - CIRCLE) > 0.5 * arc / length:
+            raise ValueError(
+                f"axis {axis.axis} is periodic in the model, but its {length} longitudes take up {arc:g} of {CIRCLE} "
+                f"degrees: {way_out}"
+            )
         if axis.periodic and length % patch:
             raise ValueError(
                 f"axis {axis.axis} is periodic, so its {length} points must be whole patches; the model has patch_size="
-                f"{config.patch_size}"
+                f"{config.patch_size}: set another one, or, {way_out}"
             )
     return tuple(-(-length // patch) * patch for length, patch in zip(grid, config.patch_shape, strict=True))

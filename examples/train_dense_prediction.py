@@ -8,9 +8,11 @@ it exactly.
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Data are split by
 time: the last steps are held out, and to choose settings by, `--validation_steps` measures on those before them
 instead. The model sees fields less their mean in the training time, by calendar month where steps are months, and
-learns the change from the last step. `output_dir` gets the model, `climatology.npy` (that mean), `forecast.json` (what
-examples/predict.py needs beside), `metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints
-of the run; a U-Net to compare with lies in `output_dir/unet`.
+learns the change from the last step. Missing values are NaN, or what the file declares as such, and stay missing in
+forecasts. Where longitudes are no full circle, copy a preset of configuration/models and set `periodic` to false there.
+`output_dir` gets the model, `climatology.npy` (that mean), `forecast.json` (what examples/predict.py needs beside),
+`metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints of the run; a U-Net to compare with
+lies in `output_dir/unet`.
 """
 
 import sys
@@ -56,7 +58,10 @@ from configuration import load_preset  # noqa: E402
 @dataclass
 class DataArguments:
     config_name: str | None = described(
-        None, "The model: a preset of configuration/models or a JSON file; its size follows from the data."
+        None,
+        "The model: a preset of configuration/models or a JSON file; its image_size and channels are those of "
+        "the data. `sst` takes its last axis for a circle of longitudes: for a part of it, copy the preset and set "
+        "periodic to false.",
     )
     dataset_name: Literal["sst", "air_temperature"] | None = described(
         None, "Monthly sea surface temperature or yearly air temperature, in iris-sample-data."
@@ -207,11 +212,16 @@ def load_data(arguments: DataArguments, training: ForecastTrainingArguments) -> 
         fields, training.held_out_steps, training.validation_steps, training.history, training.lead_time
     )
     setup = ForecastSetup(
-        training.history, training.lead_time, training.drifting, fields.channel_names, arguments.time_name
+        training.history,
+        training.lead_time,
+        training.drifting,
+        fields.channel_names,
+        arguments.time_name,
+        fields.step,
     )
     data = ForecastData(fields, split, setup)
     sizes = {
-        "image_size": list(check_grid(config, fields.grid)),
+        "image_size": list(check_grid(config, fields.grid, fields.arcs)),
         "num_channels": setup.num_channels,
         "num_target_channels": len(fields.channel_names),
     }

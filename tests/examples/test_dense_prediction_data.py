@@ -19,6 +19,7 @@ from examples.dense_prediction_data import (
     mean_by_season,
     read_fields,
     split_by_time,
+    times_after,
 )
 from modeling_axial import AxialConfig
 
@@ -168,6 +169,11 @@ def uneven():
     return monthly().isel(time=[0, 1, 3, *range(4, 30)])
 
 
+def with_a_gap():
+    """A calendar of months, whose first are of 31 and 29 days, that lacks one of them."""
+    return monthly().isel(time=[*range(2, 12), *range(13, 30)])
+
+
 def backwards():
     return monthly().isel(time=slice(None, None, -1))
 
@@ -194,6 +200,7 @@ def changed(**places):
         (monthly, {"num_axes": 3, "variable_names": ["temperature"]}, "they must be time and the 3 axes of the model"),
         (lambda: monthly(b=monthly().temperature.astype(str)), {"variable_names": ["b"]}, "variable b of .*: text"),
         (uneven, {}, "even and go forward, but .*1999-12.* is followed by .*2000-02"),
+        (with_a_gap, {}, "but 2000-10-01.* is followed by 2000-12-01.*, and most steps are 1 month;"),
         (backwards, {}, "even and go forward"),
         (lambda: monthly().assign_coords(time=[*range(29), 29.1]), {}, "but time 28.0 is followed by time 29.1"),
         (lambda: changed(a=(np.inf, (3, 2, 4))), {}, "infinite, or beyond float32, at 2000-02"),
@@ -334,6 +341,47 @@ def test_measured_pasts_end_with_the_data(fields):
     assert np.array_equal(truth.numpy(), data.anomalies[[25, 27, 29]], equal_nan=True)
     _, truth = pasts[4]
     assert np.array_equal(truth[0].numpy(), data.anomalies[28], equal_nan=True) and truth[1:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("last", "months", "expected"),
+    [
+        ("2000-12-16T12", 1, ["2001-01-16T12", "2001-03-16T12"]),
+        ("2001-11-30", 3, ["2002-02-28", "2002-08-31"]),  # ends of months stay such
+        ("2001-12-30", 1, ["2002-01-30", "2002-03-30"]),
+        ("2001-01-30", 1, ["2001-02-28", "2001-03-30"]),
+        ("2000-02-28", 12, ["2001-02-28", "2003-02-28"]),
+    ],
+)
+def test_times_after_steps_of_months(last, months, expected):
+    ahead = [1, 3] if last != "2001-01-30" else [1, 2]
+    times = np.array(["1999-01-01", last], "datetime64[ns]")
+    assert times_after(times, months, ahead).tolist() == np.array(expected, "datetime64[ns]").tolist()
+    dates = xarray.date_range("2001-11-30", periods=3, freq="D", calendar="360_day", use_cftime=True).values
+    assert [str(date)[:10] for date in times_after(dates, 1, [1, 2])] == ["2002-01-02", "2002-02-02"]
+
+
+def test_times_after_even_steps():
+    days = np.datetime64("2000-02-26") + 2 * np.arange(2).astype("timedelta64[D]")
+    assert times_after(days, 0, np.array([1, 3])).astype(str).tolist() == ["2000-03-01", "2000-03-05"]
+    dates = xarray.date_range("2000-02-26", periods=2, freq="2D", calendar="360_day", use_cftime=True).values
+    assert [str(date)[:10] for date in times_after(dates, 0, [1])] == ["2000-02-30"]
+    assert times_after(np.array([0.5, 1.0]), 0, [1, 2]).tolist() == [1.5, 2.0]
+    assert times_after(days[:1], 0, [1]) is None
+
+
+def test_a_periodic_axis_goes_round_the_globe(tmp_path):
+    config = AxialConfig(image_size=[6, 9], patch_size=[2, 3], periodic=[False, True])
+    arcs = []
+    for end in (360, 120):
+        dataset = monthly().isel(longitude=slice(6))
+        longitudes = ("longitude", np.arange(6) * end / 6, {"units": "degrees_east"})
+        fields = read_fields(written(dataset.assign_coords(longitude=longitudes), tmp_path / f"{end}.nc"), 2)
+        arcs.append(fields.arcs)
+    assert arcs == [(None, 360), (None, 120)] and read_fields(written(monthly(), tmp_path / "a.nc"), 2).arcs[1] is None
+    assert check_grid(config, (5, 6), arcs[0]) == check_grid(config, (5, 6)) == (6, 6)
+    with pytest.raises(ValueError, match="axis 1 is periodic in the model, but its 6 longitudes take up 120 of 360"):
+        check_grid(config, (5, 6), arcs[1])
 
 
 def test_a_periodic_axis_is_made_of_whole_patches():
