@@ -254,6 +254,12 @@ def printed_and_hub_name(name: str) -> tuple[str, str]:
     return name, name
 
 
+def check_checkpoint(name: str) -> None:
+    """`ValueError` for a folder that is not there, by a path that no model on the Hub can have as its name."""
+    if not Path(name).exists() and (Path(name).is_absolute() or name.strip("/").count("/") > 1):
+        raise ValueError(f"there is no folder {name}, and models on the Hub are called user/model")
+
+
 class HubPictures:
     """
     A labelled data set of the Hub, or a local folder that `datasets.load_dataset` reads as one (`imagefolder`). It

@@ -1,5 +1,6 @@
 """Grids with a class for each pixel: folders of pictures or arrays with their masks."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from grid_augmentation import random_starts
 from image_classification_data import first_few, printable
 from PIL import Image
+from transformers.utils import cached_file
 
 from modeling_axial import AxialConfig
 from modeling_axial.grid_processing_axial import AxialGridProcessor
@@ -24,7 +26,7 @@ Processor = AxialImageProcessor | AxialGridProcessor
 # All kinds of data have: for the metadata of a model card `name` and `hub_id`, of what is measured on, and `license`;
 # `trained_on` and `measured_on`, in words; `what_is_taken`, likewise, and `pixels_of_shape`, which part of the shape of
 # that are its pixels; `notes`, lines that a user should read; `label_names`; `train` and `held_out`, lists of
-# `LabelledGrid`; `num_channels`; and `make_processor`.
+# `LabelledGrid`; `num_channels`; `orientation`, of NIfTI volumes that of all of them, else None; and `make_processor`.
 
 
 @dataclass
@@ -79,8 +81,10 @@ class FolderPairs:
         if self.pictures:
             check_pictures(config)
         self.geometries: dict[str, Geometry] = {}
+        self.in_colour: list[Path] = []  # pictures that the model sees in grey
         self.train, self.held_out = ([self._read(*files, config, binary) for files in pair.values()] for pair in pairs)
-        self.notes = notes_on_geometry(self.geometries)
+        self.notes = notes_on_geometry(self.geometries) + notes_on_colour(self.in_colour)
+        self.orientation = next((geometry.orientation for geometry in self.geometries.values()), None)
         self.label_names = check_labels(
             self.train, self.held_out, label_names, binary, config.semantic_loss_ignore_index
         )
@@ -102,6 +106,9 @@ class FolderPairs:
             )
         if self.pictures:
             values, geometry = read_picture(grid, config.num_channels), None
+            with Image.open(grid) as picture:
+                if config.num_channels == 1 and Image.getmodebase(picture.mode) != "L":
+                    self.in_colour.append(grid)
         else:
             values, geometry = read_array(grid)
         if geometry is not None:
@@ -317,6 +324,36 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Geometry]:
     return np.asanyarray(image.dataobj), Geometry(affine, spacing, "".join(map(str, nibabel.aff2axcodes(affine))))
 
 
+ORIENTATION_FILE = "orientation.json"
+
+
+def save_orientation(folder: Path, orientation: str | None) -> None:
+    """Beside a model, so that `check_orientation` refuses volumes that lie otherwise than those it has learnt from."""
+    path = folder / ORIENTATION_FILE
+    if orientation is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps({"orientation": orientation}) + "\n", encoding="utf-8")
+
+
+def check_orientation(checkpoint: str, geometry: Geometry, file: Path) -> None:
+    """`ValueError` where the axes of a volume lead elsewhere than those of what the model has learnt from."""
+    stored = cached_file(
+        checkpoint,
+        ORIENTATION_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,  # a model that was fetched without it is used offline as ever
+    )
+    if stored is None:
+        return
+    known = json.loads(Path(stored).read_text(encoding="utf-8"))["orientation"]
+    if geometry.orientation != known:
+        raise ValueError(
+            f"the axes of {file} lead to {geometry.orientation}, those of the volumes that the model has learnt from "
+            f"to {known}; bring it to that orientation, such as by nibabel.as_closest_canonical, which leads to RAS"
+        )
+
+
 def read_tiff(path: Path) -> np.ndarray:
     """All pages of a TIFF file."""
     try:
@@ -353,6 +390,15 @@ def notes_on_geometry(geometries: dict[str, Geometry]) -> list[str]:
             "for each axis can make up for it"
         ]
     return []
+
+
+def notes_on_colour(in_colour: Sequence[Path]) -> list[str]:
+    if not in_colour:
+        return []
+    return [
+        f"{len(in_colour)} pictures are stored in colour, such as {in_colour[0]}, and the model sees them in grey: for "
+        "colour set num_channels to 3, in a copy of the preset"
+    ]
 
 
 def in_words(lengths: Sequence[float]) -> str:

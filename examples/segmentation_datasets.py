@@ -31,7 +31,7 @@ class HubPairs:
         `ModuleNotFoundError`: without the package datasets.
     """
 
-    license, notes = None, ()  # only its page tells the license
+    license, notes, orientation = None, (), None  # only its page tells the license
     what_is_taken, pixels_of_shape = "An array of a picture, its channels last", "[:2]"
 
     def __init__(

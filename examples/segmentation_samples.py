@@ -25,7 +25,7 @@ class Nuclei:
         `ValueError`: for files that are other ones, and a model that is not made for such grids.
     """
 
-    hub_id, license, notes = "stardist", "bsd-3-clause", ()
+    hub_id, license, notes, orientation = "stardist", "bsd-3-clause", (), None
     label_names = ("background", "nucleus")
     what_is_taken, num_channels = "An array without channels", 1
     num_folds = 2
@@ -99,7 +99,7 @@ class BrainTissue:
         `ValueError`: for files that are other ones, and a model that is not made for such grids.
     """
 
-    hub_id, license, notes = "nilearn", "other", ()
+    hub_id, license, notes, orientation = "nilearn", "other", (), None
     label_names = ("background", "cerebrospinal fluid", "grey matter", "white matter")
     what_is_taken, pixels_of_shape, num_channels = "An array without channels", "[-3:]", 1
     num_folds, gap = 2, 13  # which leaves 84 slices on either side, whole patches, so that no cut is padded
@@ -161,7 +161,7 @@ class IndianPines:
         `ValueError`: for files that are other ones, and a model that is not made for such grids.
     """
 
-    hub_id, license, notes = "tensorly", "cc-by-3.0", ()
+    hub_id, license, notes, orientation = "tensorly", "cc-by-3.0", (), None
     label_names = (
         *("alfalfa", "corn-notill", "corn-mintill", "corn", "grass-pasture", "grass-trees", "grass-pasture-mowed"),
         *("hay-windrowed", "oats", "soybean-notill", "soybean-mintill", "soybean-clean", "wheat", "woods"),

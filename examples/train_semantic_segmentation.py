@@ -4,14 +4,16 @@ Train a model that gives each pixel a class, on one CPU or many GPUs, and resume
     python examples/train_semantic_segmentation.py configuration/training/nuclei2d.yaml --output_dir outputs/nuclei2d
     accelerate launch examples/train_semantic_segmentation.py --config_name nuclei3d --output_dir outputs/mine \
         --train_image_dir train/images --train_mask_dir train/masks \
-        --validation_image_dir validation/images --validation_mask_dir validation/masks
+        --validation_image_dir validation/images --validation_mask_dir validation/masks --crops_per_grid 100
 
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Folders hold
-pictures, or arrays of any number of axes (`.npy`, TIFF, NIfTI), and masks of the same names. The model learns on random
-crops and is measured on whole grids. With `--peer unet` a U-Net with as many parameters is trained in the same way, in
-`output_dir/unet`, and with `--peer highresnet` a network of convolutions at full resolution. `output_dir` gets the
-model, `metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints of the run. Needs the extra
-`segmentation`.
+pictures, or arrays of any number of axes (`.npy`, TIFF, NIfTI), and masks of the same names, whose numbers are the
+classes. Pictures are seen in grey or in colour as `num_channels` of the model says, 1 or 3: for colour, and for patches
+of flat voxels, copy a preset of configuration/models, and give the path of the copy. The model learns on random crops,
+`crops_per_grid` of each grid in an epoch (few grids need many), and is measured on whole grids. With `--peer unet` a
+U-Net with as many parameters is trained in the same way, in `output_dir/unet`, and with `--peer highresnet` a network
+of convolutions at full resolution. `output_dir` gets the model, `metrics.jsonl`, `results.json`, `predictions.png`, a
+model card and the checkpoints of the run. Needs the extra `segmentation`.
 """
 
 import sys
@@ -23,9 +25,10 @@ from typing import Any, Literal
 
 import torch
 from grid_augmentation import RandomGridChanges
+from image_classification_data import check_checkpoint
 from peers import check_peer, start_peer_run
 from results import OURS, write_results
-from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops
+from segmentation_data import FolderPairs, LabelledGrid, for_model, random_crops, save_orientation
 from segmentation_datasets import HubPairs
 from segmentation_peer import NETWORKS, make_peer
 from segmentation_report import SegmentationData, draw_predictions, loading_lines, score_lines, write_model_card
@@ -222,6 +225,7 @@ def main() -> None:
     # ---- results ----
     if accelerator.is_main_process:
         processor.save_pretrained(output_dir)
+        save_orientation(output_dir, data.orientation)
         print(*score_lines(scores, data.label_names), sep="\n")
         by_name = {who: its.by_name(data.label_names) for who, its in scores.items()}
         write_results(output_dir, by_name, sizes, cpu_seconds)
@@ -286,6 +290,7 @@ def starting_config(arguments: DataArguments, **changes: Any) -> AxialConfig:
     if arguments.model_name_or_path is None:
         config = load_preset(arguments.config_name, **changes)
     else:
+        check_checkpoint(arguments.model_name_or_path)
         config = AutoConfig.from_pretrained(arguments.model_name_or_path, **changes)
     if not isinstance(config, AxialConfig):
         name = arguments.config_name or arguments.model_name_or_path

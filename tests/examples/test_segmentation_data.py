@@ -73,10 +73,13 @@ def test_pictures(folders):
     assert all(np.array_equal(grid.labels, mask) for grid in data.train + data.held_out)
     grey = np.asarray(Image.fromarray(colour).convert("L"))
     assert np.array_equal(data.train[0].values[0], grey)
-    assert (data.num_channels, data.label_names, data.notes) == (1, ("0", "1"), [])
+    assert (data.num_channels, data.label_names) == (1, ("0", "1"))
+    (note,) = data.notes
+    assert note.startswith("4 pictures are stored in colour, such as ") and "the model sees them in grey" in note
     assert data.trained_on == "the folder `images`, 2 grids"
     config = AxialConfig(image_size=[4, 6], patch_size=2, num_channels=3, num_labels=2)
     in_colour = folders({}, config)
+    assert in_colour.notes == []
     values = in_colour.train[0].values
     assert np.array_equal(values, colour.transpose(2, 0, 1))
     pixel_values = as_batch(in_colour.make_processor(config), [values])["pixel_values"]
@@ -164,6 +167,7 @@ def test_spacing_is_told(folders):
     mask = numbers(4, 6, 3, below=2)
     thick, thin = np.diag([0.5, 0.5, 5, 1]), np.diag([0.5, 0.5, 1, 1])
     files = {"images/a.nii": (numbers(4, 6, 3), thick), "masks/a.nii": (mask, thick)}
+    assert folders(files, VOLUMES).orientation == "RAS"
     assert folders(files, VOLUMES).notes == [
         "voxels measure 0.5 x 0.5 x 5 mm and are taken as they lie: a patch_size and crop_size of their own for each "
         "axis can make up for it"

@@ -193,6 +193,9 @@ def test_what_is_trained_on_flat_voxels_predicts_where_they_lie(unbroken, inputs
     assert written.shape == given.shape and np.array_equal(written.affine, given.affine)
     assert written.header.get_zooms() == pytest.approx((0.8, 0.8, 3.0)) and given.affine[0, 1] != 0
     truth = np.asarray(nibabel.load(inputs / "volumes" / "validation_mask_dir" / "a.nii.gz").dataobj)
+    assert json.loads((folder / "orientation.json").read_text()) == {
+        "orientation": "".join(nibabel.aff2axcodes(given.affine))
+    }
     right = (np.asarray(written.dataobj) == truth)[truth != 255].mean()
     assert right == pytest.approx(table(printed)["this model"][0], abs=1e-4)
 
