@@ -9,8 +9,8 @@ What a trained model says of files:
 A model, in a folder or on the Hub, that gives each pixel a class writes the classes of each file in its kind: a
 coloured PNG, `.npy`, TIFF, or NIfTI that lies where the volume lies. With `--tile_size` large grids are seen in parts,
 each of which knows its place, and the memory of the model is that of a tile. A model of `train_dense_prediction.py`
-writes what comes after the last steps of a file, in its units, as NetCDF or `.npy`. One that classifies pictures or
-clips writes `classes.csv`. Needs the extras that such files need for training.
+writes what comes after the last steps of a file, in its units and at its times, as NetCDF or `.npy`. One that
+classifies pictures or clips writes `classes.csv`. Needs the extras that such files need for training.
 """
 
 import argparse
@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from autoregressive_data import film_frames
-from dense_prediction_data import ForecastSetup, read_fields
+from dense_prediction_data import ForecastSetup, read_fields, times_after
 from dense_prediction_scores import roll_out
+from image_classification_data import check_checkpoint
 from PIL import Image
 from segmentation_data import (
     PICTURE_SUFFIXES,
+    check_orientation,
+    check_pictures,
     errors_naming,
     pixels_first,
     read_array,
@@ -40,9 +42,11 @@ from segmentation_scores import predict
 from tiles import numbers_per_axis
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from video_classification_data import count_frames, read_frames
 
 import modeling_axial
 from modeling_axial.image_processing_axial import read_image
+from modeling_axial.video_processing_axial import sampled_frames
 
 
 @dataclass
@@ -63,13 +67,16 @@ def segment(job: Job, files: Sequence[Path]) -> None:
     """Writes the class of each pixel of each file; `semantic_loss_ignore_index` where an array has no numbers."""
     num_axes, num_labels = job.model.config.num_axes, job.model.config.num_labels
     tile = numbers_per_axis(job.tile_size, "tile_size", num_axes)
-    for file in tqdm(files, unit="file", disable=len(files) == 1):
+    for file in tqdm(files, unit="file", disable=len(files) == 1 or None):
         stem, suffix = stem_and_suffix(file)
         geometry = None
         if suffix in PICTURE_SUFFIXES:
+            check_pictures(job.model.config)
             values, suffix = read_picture(file, job.model.config.num_channels), ".png"
         else:
             values, geometry = read_array(file)
+            if geometry is not None:
+                check_orientation(job.checkpoint, geometry, file)
             values = pixels_first(values, num_axes, job.processor.num_channels, file)
         labels = predict(job.model, values, job.processor, job.device, tile, job.tiles_at_once, len(files) == 1)
         labels = labels.numpy().astype(np.min_scalar_type(num_labels - 1))
@@ -109,18 +116,32 @@ def classify(job: Job, files: Sequence[Path]) -> None:
     if job.model.config.num_labels == 1 or job.model.config.problem_type == "multi_label_classification":
         raise ValueError(f"{job.checkpoint} gives numbers or several classes at once, and not one of its classes")
     names = [job.model.config.id2label[number] for number in range(job.model.config.num_labels)]
-    is_video = isinstance(job.model, modeling_axial.AxialForVideoClassification)
+    read: Callable[[Path], Any] = read_image
+    if isinstance(job.model, modeling_axial.AxialForVideoClassification):
+        read = clip_reader(files, job.processor.num_frames)
     with (job.output_dir / "classes.csv").open("w", newline="", encoding="utf-8") as output:
         table = csv.writer(output)
         table.writerow(["file", "class", *names])
-        for file in tqdm(files, unit="file"):
+        for file in tqdm(files, unit="file", disable=None):
             with errors_naming(file):
-                seen = np.stack(list(film_frames(file))) if is_video else read_image(file)
-                batch = job.processor([seen], return_tensors="pt").to(job.device)
+                batch = job.processor([read(file)], return_tensors="pt").to(job.device)
             with torch.no_grad():
                 probabilities = job.model(**batch).logits[0].softmax(-1).tolist()
             best = max(range(len(names)), key=probabilities.__getitem__)
             table.writerow([file, names[best], *(f"{probability:.6f}" for probability in probabilities)])
+
+
+def clip_reader(files: Sequence[Path], wanted: int | None) -> Callable[[Path], np.ndarray]:
+    """
+    A function that reads those frames of one of the files which the processor takes, so that never more are held in
+    memory. All files are decoded once before, so that none ends the work later; `ValueError` for what is no clip, or
+    has fewer than the `wanted` frames that the model has learnt from.
+    """
+    counts = {}
+    for file in files:
+        with errors_naming(file):
+            counts[file] = count_frames(file, wanted or 1)
+    return lambda file: read_frames(file, sampled_frames(counts[file], wanted))
 
 
 @torch.no_grad()
@@ -132,7 +153,7 @@ def forecast(job: Job, files: Sequence[Path]) -> None:
             f"the forecasts of this model, {setup.lead_time} steps ahead from the last {setup.history}, lack the steps "
             "between them: rollout must be 1"
         )
-    for file in tqdm(files, unit="file"):
+    for file in tqdm(files, unit="file", disable=None):
         is_array = stem_and_suffix(file)[1] == ".npy"
         fields = read_fields(file, job.model.config.num_axes, () if is_array else setup.channel_names, setup.time_name)
         if len(fields.values) < setup.history:
@@ -144,11 +165,16 @@ def forecast(job: Job, files: Sequence[Path]) -> None:
             )
         if len(climatology) > 1 and not fields.seasons.any():
             raise ValueError(f"{file} has no calendar months, which the climatology of the model needs")
+        if not is_array and len(fields.times) > 1 and setup.step not in (None, fields.step):
+            found, learnt = ("no months" if step == "step" else step for step in (fields.step, setup.step))
+            raise ValueError(
+                f"a step in {file} is {found}, and {learnt} in what the model was trained on: bring it to that"
+            )
         seasons = fields.seasons[-setup.history :] % len(climatology)
         past = torch.from_numpy(fields.values[-setup.history :] - climatology[seasons])
         anomalies = roll_out(job.model, setup, job.processor, past[None], job.rollout, job.device)[0].cpu().numpy()
         steps_ahead = setup.lead_time * np.arange(1, job.rollout + 1)
-        values = anomalies + climatology[(seasons[-1] + steps_ahead) % len(climatology)]
+        values = anomalies + climatology[(seasons[-1] + fields.months * steps_ahead) % len(climatology)]
         write_forecast(job.output_dir / file.name, values, steps_ahead, fields, setup, file)
 
 
@@ -157,7 +183,7 @@ def write_forecast(
 ) -> None:
     """
     Fields (steps, channels, *grid) in the form of those of the source: `.npy`, channels last if it has them, or NetCDF
-    with units and coordinates.
+    with units and coordinates, among them the times that are forecast, where those of the source tell.
     """
     if path.suffix == ".npy":
         values = np.moveaxis(values, 1, -1)
@@ -172,6 +198,12 @@ def write_forecast(
             steps_ahead, dims="steps_ahead", attrs={"long_name": f"{step} after {fields.times[-1]}"}
         )
         coordinates = {name: given[name] for name in given.coords if set(given[name].dims) <= set(dims)}
+        if setup.time_name in given.coords:
+            known = given[setup.time_name]
+            times = times_after(known.values, fields.months, steps_ahead)
+            if times is not None:
+                attributes = {name: value for name, value in known.attrs.items() if name != "bounds"}
+                coordinates[setup.time_name] = xarray.DataArray(times, dims="steps_ahead", attrs=attributes)
         forecasts = {
             name: xarray.DataArray(
                 values[:, channel], dims=("steps_ahead", *dims), attrs={"units": unit} if unit else {}
@@ -224,6 +256,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, list[Path]]:
         raise ValueError(f"several files have the names {', '.join(twice)} without their endings: predict them apart")
     if arguments.rollout < 1 or arguments.tiles_at_once < 1:
         raise ValueError("rollout and tiles_at_once must be at least 1")
+    check_checkpoint(arguments.checkpoint)
     config = AutoConfig.from_pretrained(arguments.checkpoint)
     architecture = (config.architectures or ["nothing"])[0]
     if architecture not in PREDICTORS:

@@ -29,7 +29,7 @@ from accelerate import PartialState
 from autoregressive_data import Tokens, check_grid, film_frames
 from autoregressive_pictures import on_grid
 from autoregressive_report import COLUMNS, class_names, draw_tiles, tile, to_levels
-from image_classification_data import first_few
+from image_classification_data import check_checkpoint, first_few
 from PIL import Image
 from segmentation_data import errors_naming
 from tqdm.auto import tqdm
@@ -49,6 +49,7 @@ FRAME_MILLISECONDS = 125
 
 def load_config(checkpoint: str, subfolder: str) -> AxialDecoderConfig:
     """The configuration of a model that draws pictures or clips; `ValueError` for any other."""
+    check_checkpoint(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint, subfolder=subfolder)
     if not isinstance(config, AxialDecoderConfig):
         raise ValueError(

@@ -14,6 +14,7 @@ import xarray
 from PIL import Image
 
 from examples.dense_prediction_data import ForecastSetup
+from examples.segmentation_data import save_orientation
 from modeling_axial import (
     AxialConfig,
     AxialForDensePrediction,
@@ -83,6 +84,20 @@ def test_volumes(tmp_path, predict, suffix, options):
     assert np.array_equal(labels, expected) and len(np.unique(labels)) > 1 and labels.dtype == np.uint8
 
 
+def test_volumes_that_lie_otherwise_are_refused(tmp_path, predict):
+    options = {"image_size": [4, 6, 5], "patch_size": [1, 2, 1]}
+    save(tmp_path / "model", AxialForSemanticSegmentation, AxialGridProcessor(patch_size=[1, 2, 1]), **options)
+    save_orientation(tmp_path / "model", "LAS")
+    values = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)
+    for name, first in (("left", -1.0), ("right", 1.0)):
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([first, 2.0, 4.0, 1.0])), tmp_path / f"{name}.nii")
+    assert (predict(tmp_path / "model", tmp_path / "left.nii") / "left.nii").is_file()
+    with pytest.raises(ValueError, match="the axes of .*right.nii lead to RAS, those of .* to LAS; bring"):
+        predict(tmp_path / "model", tmp_path / "right.nii")
+    save_orientation(tmp_path / "model", None)  # of a model that was trained anew, on arrays
+    assert (predict(tmp_path / "model", tmp_path / "right.nii") / "right.nii").is_file()
+
+
 @pytest.mark.parametrize(("ignore_index", "dtype"), [(255, np.uint8), (-100, np.int16)])
 def test_no_class_where_nothing_is_known(tmp_path, predict, ignore_index, dtype):
     processor = AxialGridProcessor(patch_size=[2, 3], num_channels=2)
@@ -94,6 +109,14 @@ def test_no_class_where_nothing_is_known(tmp_path, predict, ignore_index, dtype)
     labels = np.load(predict(tmp_path / "model", tmp_path / "a.npy") / "a.npy")
     assert labels.dtype == dtype and np.array_equal(labels == ignore_index, np.isnan(values).all(0))
     assert set(np.unique(labels[labels != ignore_index])) <= {0, 1, 2}
+
+
+def test_a_picture_for_a_model_of_volumes_is_refused(tmp_path, predict):
+    options = {"image_size": [4, 6, 5], "patch_size": [1, 2, 1]}
+    save(tmp_path / "model", AxialForSemanticSegmentation, AxialGridProcessor(patch_size=[1, 2, 1]), **options)
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="pictures have 2 axes; the model has 3"):
+        predict(tmp_path / "model", tmp_path / "a.png")
 
 
 def test_channels_of_which_the_model_sees_components(tmp_path, predict):
@@ -140,17 +163,20 @@ def test_classes_of_pictures(tmp_path, predict):
     assert list(map(float, rows[0][2:])) == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
+def write_clip(path, num_frames):
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("mpeg4", rate=10, width=32, height=16)
+        for number in range(num_frames):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((16, 32, 3), 20 * number, np.uint8))))
+        film.mux(stream.encode())
+
+
 def test_classes_of_clips(tmp_path, predict):
     processor = AxialVideoProcessor(
         num_channels=3, num_frames=2, size={"height": 16, "width": 32}, patch_size=[1, 8, 8]
     )
     model = save(tmp_path / "model", AxialForVideoClassification, processor, [2, 16, 32], [1, 8, 8], num_channels=3)
-    with av.open(str(tmp_path / "clip.mp4"), "w") as film:
-        stream = film.add_stream("mpeg4", rate=10, width=32, height=16)
-        for number in range(5):
-            frame = np.full((16, 32, 3), 50 * number, np.uint8)
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        film.mux(stream.encode())
+    write_clip(tmp_path / "clip.mp4", 5)
     _, rows = rows_of(predict(tmp_path / "model", tmp_path / "clip.mp4") / "classes.csv")
     with av.open(str(tmp_path / "clip.mp4")) as film:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
@@ -159,11 +185,29 @@ def test_classes_of_clips(tmp_path, predict):
     assert list(map(float, rows[0][2:])) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def make_forecaster(folder, climatology, channels=("warmth",), history=2):
+def test_only_frames_that_are_seen_are_held_and_bad_clips_are_found_first(tmp_path, predict, monkeypatch):
+    size = {"size": {"height": 16, "width": 32}, "patch_size": [1, 8, 8]}
+    processor = AxialVideoProcessor(num_channels=3, num_frames=3, **size)
+    save(tmp_path / "model", AxialForVideoClassification, processor, [3, 16, 32], [1, 8, 8], num_channels=3)
+    write_clip(tmp_path / "long.mp4", 11)
+    write_clip(tmp_path / "short.mp4", 2)
+    (tmp_path / "bad.mp4").write_bytes((tmp_path / "long.mp4").read_bytes()[:700])
+    held, stack = [], np.stack
+    monkeypatch.setattr(np, "stack", lambda frames, **axis: held.append(len(frames)) or stack(frames, **axis))
+    predict(tmp_path / "model", tmp_path / "long.mp4")
+    assert max(held) == 3
+    (tmp_path / "out" / "classes.csv").unlink()
+    for name, words in (("bad", "bad.mp4"), ("short", "short.mp4 cannot be read: it has 2 frames; the model reads 3")):
+        with pytest.raises(ValueError, match=words):
+            predict(tmp_path / "model", tmp_path / "long.mp4", tmp_path / f"{name}.mp4")
+    assert not (tmp_path / "out" / "classes.csv").exists()
+
+
+def make_forecaster(folder, climatology, channels=("warmth",), history=2, step=None):
     counts = {"num_channels": history * len(channels), "num_target_channels": len(channels)}
     processor = AxialGridProcessor(patch_size=[2, 1], target_mean=0.5, target_std=2.0, **counts)
     model = save(folder, AxialForDensePrediction, processor, [4, 5], [2, 1], **counts)
-    ForecastSetup(history, 1, False, tuple(channels)).save(folder)
+    ForecastSetup(history, 1, False, tuple(channels), step=step).save(folder)
     np.save(folder / "climatology.npy", climatology)
     return model, processor
 
@@ -201,10 +245,41 @@ def test_fields_with_a_calendar_and_missing_cells(tmp_path, predict):
         assert written.warmth.dims == ("steps_ahead", "latitude", "longitude") and written.warmth.attrs["units"] == "K"
         assert written.steps_ahead.values.tolist() == [1, 2, 3]
         assert written.steps_ahead.attrs["long_name"] == "steps of month after 2001-12"
+        assert written.time.dims == ("steps_ahead",)
+        assert np.array_equal(written.time, np.array(["2002-01", "2002-02", "2002-03"], "datetime64[ns]"))
         assert np.array_equal(written.longitude, coordinates["longitude"])
         assert written.latitude.attrs["units"] == "degrees_north"
         np.testing.assert_allclose(written.warmth.values, expected[:, 0], rtol=1e-6)
         assert np.isnan(written.warmth.values[:, 1, 2]).all() and np.isnan(written.warmth.values).sum() == 3
+
+
+def quarterly(path):
+    """Fields from January 2001 on."""
+    times = xarray.date_range("2001-01-01", periods=4, freq="3MS")
+    values = np.random.default_rng(0).normal(280, 1, (4, 4, 5)).astype(np.float32)
+    xarray.Dataset({"warmth": (("time", "latitude", "longitude"), values)}, {"time": times}).to_netcdf(path)
+    return values
+
+
+def test_forecasts_of_quarters_are_of_the_next_ones(tmp_path, predict):
+    """What is added is the mean of the quarter that comes, and its time is that of this quarter."""
+    climatology = np.full((12, 1, 4, 5), np.nan, np.float32)
+    climatology[::3] = 280 + 10 * np.arange(4, dtype=np.float32)[:, None, None, None]
+    model, processor = make_forecaster(tmp_path / "model", climatology, step="3 months")
+    values = quarterly(tmp_path / "fields.nc")
+    expected = expected_forecasts(model, processor, values[-2:, None] - climatology[[6, 9]], 2) + climatology[[0, 3]]
+    with xarray.open_dataset(predict(tmp_path / "model", tmp_path / "fields.nc", "--rollout=2") / "fields.nc") as out:
+        np.testing.assert_allclose(out.warmth.values, expected[:, 0], rtol=1e-6)
+        assert np.array_equal(out.time, np.array(["2002-01-01", "2002-04-01"], "datetime64[ns]"))
+
+
+def test_fields_of_other_steps_are_refused(tmp_path, predict):
+    make_forecaster(tmp_path / "model", np.full((12, 1, 4, 5), 280, np.float32), step="month")
+    quarterly(tmp_path / "fields.nc")
+    with pytest.raises(
+        ValueError, match="a step in .*fields.nc is 3 months, and month in what the model was trained on"
+    ):
+        predict(tmp_path / "model", tmp_path / "fields.nc")
 
 
 @pytest.mark.parametrize("channels", [(), (2,)])
@@ -253,6 +328,14 @@ def test_what_cannot_be_done_is_named(segmenter, tmp_path, monkeypatch, files, o
         sys, "argv", ["predict.py", str(segmenter / "model"), *paths, "--output_dir", str(tmp_path / "out"), *options]
     )
     with pytest.raises(ValueError, match=message):
+        runpy.run_path(str(ROOT / "examples" / "predict.py"), run_name="__main__")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.zeros((4, 6)))
+    arguments = [str(tmp_path / "none"), str(tmp_path / "a.npy"), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
+    with pytest.raises(ValueError, match="there is no folder .*none, and models on the Hub are called user/model"):
         runpy.run_path(str(ROOT / "examples" / "predict.py"), run_name="__main__")
 
 
