@@ -5,7 +5,7 @@ weights. Words of the seed (`dim`, `dim_index`, `heads`, `dim_heads`, `num_dimen
 `dim` is the number of channels, `dim_index` the tensor dimension that holds them, `num_dimensions` the number of axes.
 
 How this differs from the seed: channels move to the end once instead of once per axis, attention is fused, and what the
-README lists under "Coming from axial_attention" is repaired.
+page docs/migrate/axial_attention.md lists is repaired.
 """
 
 import itertools

@@ -206,7 +206,7 @@ def checkpoint(model, tmp_path_factory):
 
 
 def test_wine():
-    """As the README has it, of the checkpoint of this repository."""
+    """As the guide to tables has it, of the checkpoint of this repository."""
     features, labels = load_wine(return_X_y=True)
     given, others, known, truth = train_test_split(features, labels, train_size=30, stratify=labels, random_state=0)
     assert TableClassifier().fit(given, known).score(others, truth) > 0.9
