@@ -58,10 +58,19 @@ class AllReduce(torch.autograd.Function):
 def exchange(pieces: list[Tensor], shapes: list[torch.Size], group: dist.ProcessGroup) -> list[Tensor]:
     """`pieces[r]` goes to rank r; returns what came from each rank, of the `shapes` that are on their way."""
     send_sizes, receive_sizes = [piece.numel() for piece in pieces], [shape.numel() for shape in shapes]
-    # Columns: vectors without numbers torch.cat leaves out, and with them the second derivatives of all ranks.
-    sent = torch.cat([piece.reshape(-1, 1) for piece in pieces]).flatten()
-    received = Exchange.apply(sent, send_sizes, receive_sizes, group)
+    received = Exchange.apply(one_behind_the_other(pieces), send_sizes, receive_sizes, group)
     return [part.view(shape) for part, shape in zip(received.split(receive_sizes), shapes, strict=True)]
+
+
+def one_behind_the_other(pieces: list[Tensor]) -> Tensor:
+    """All numbers of tensors, flat."""
+    # Columns: vectors without numbers torch.cat leaves out, and with them the second derivatives of all ranks.
+    return torch.cat([piece.reshape(-1, 1) for piece in pieces]).flatten()
+
+
+def lies_in_parts(shape: torch.Size, dim: int) -> bool:
+    """Whether parts along a dim of a contiguous tensor lie one behind the other, so that none needs to be copied."""
+    return shape[:dim].numel() == 1
 
 
 def resized(shape: torch.Size, sizes: dict[int, int]) -> torch.Size:
@@ -86,18 +95,31 @@ def switch(
         states: this rank's, contiguous or not.
         scatter_sizes, gather_sizes: how many indices of the dim each rank of the group holds when it is split.
     """
-    rank = dist.get_rank(group)
-    shapes = [
-        resized(states.shape, {scatter_dim: scatter_sizes[rank], gather_dim: gather_size})
-        for gather_size in gather_sizes
-    ]
-    return torch.cat(exchange(list(states.split(scatter_sizes, scatter_dim)), shapes, group), gather_dim)
+    scattered = {scatter_dim: scatter_sizes[dist.get_rank(group)]}
+    if lies_in_parts(states.shape, scatter_dim):
+        sent = states.flatten()
+    else:
+        sent = one_behind_the_other(list(states.split(scatter_sizes, scatter_dim)))
+    send_sizes = [resized(states.shape, {scatter_dim: size}).numel() for size in scatter_sizes]
+    return put_together(sent, send_sizes, resized(states.shape, scattered), gather_dim, gather_sizes, group)
 
 
 def gather(states: Tensor, dim: int, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
     """All of a tensor that is split along `dim`, `sizes` indices on each rank, to every rank."""
-    shapes = [resized(states.shape, {dim: size}) for size in sizes]
-    return torch.cat(exchange([states] * len(sizes), shapes, group), dim)
+    sent = one_behind_the_other([states] * len(sizes))
+    return put_together(sent, [states.numel()] * len(sizes), states.shape, dim, sizes, group)
+
+
+def put_together(
+    sent: Tensor, send_sizes: list[int], shape: torch.Size, dim: int, sizes: list[int], group: dist.ProcessGroup
+) -> Tensor:
+    """What comes for flat numbers, along a dim. `shape`: of what comes from each rank, but for its `sizes` there."""
+    shapes = [resized(shape, {dim: size}) for size in sizes]
+    receive_sizes = [part.numel() for part in shapes]
+    received = Exchange.apply(sent, send_sizes, receive_sizes, group)
+    if lies_in_parts(shape, dim):
+        return received.view(resized(shape, {dim: sum(sizes)}))
+    return torch.cat([part.view(size) for part, size in zip(received.split(receive_sizes), shapes, strict=True)], dim)
 
 
 def all_reduce(states: Tensor, group: dist.ProcessGroup) -> Tensor:

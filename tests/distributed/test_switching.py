@@ -37,6 +37,18 @@ def test_neighbours_are_the_cells_beside(wraps, length, world_size):
                 assert 0 <= index < sizes[owner]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_what_lies_in_parts_is_not_copied(monkeypatch, batch_size):
+    exchanged, states = [], torch.ones(batch_size, 4, 3)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "all_to_all_single", lambda *tensors, group: exchanged.append(tensors[:2]))
+    switch(states, 1, [2, 2], 2, [3, 3], None)
+    gathered = gather(states, 1, [4, 5], None)
+    (_, sent), (received, _) = exchanged
+    assert (sent.data_ptr() == states.data_ptr()) == (batch_size == 1)
+    assert (gathered.data_ptr() == received.data_ptr()) == (batch_size == 1)
+
+
 def part(whole, dim):
     own = shard_slice(whole.shape[dim], dist.get_rank(), RANKS)
     return whole.narrow(dim, own.start, own.stop - own.start)
@@ -45,7 +57,7 @@ def part(whole, dim):
 def same_as_whole():
     """{what: the largest difference on this rank to the same of whole tensors}, and of an adjoint to what it is."""
     group, differences = dist.group.WORLD, {}
-    for shape in ((2, 7, 5), (2, 2, 4), (2, 1, 4), (1, 3, 1)):
+    for shape in ((2, 7, 5), (2, 2, 4), (2, 1, 4), (1, 3, 1), (1, 7, 5), (1, 2, 4)):
         whole = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         sizes = {dim: shard_sizes(shape[dim], RANKS) for dim in (1, 2)}
         edges = torch.cat([whole.new_zeros(shape[0], 1, shape[2]), whole, whole.new_zeros(shape[0], 1, shape[2])], 1)
@@ -54,6 +66,10 @@ def same_as_whole():
         rows = slice(own.start, own.stop + 2)
         functions = {
             "switch": (lambda x, n=sizes: switch(x, 2, n[2], 1, n[1], group), part(whole, 2)),
+            "switch, and back": (
+                lambda x, n=sizes: switch(switch(x, 2, n[2], 1, n[1], group), 1, n[1], 2, n[2], group),
+                part(whole, 1),
+            ),
             "gather": (lambda x, n=sizes: gather(x, 1, n[1], group), whole),
             "all_reduce": (
                 lambda x: all_reduce(x.sum(1), group),
@@ -86,5 +102,5 @@ def same_as_whole():
 @pytest.mark.distributed
 def test_exchanges_are_those_of_whole_tensors():
     for differences in run_on_ranks(same_as_whole, world_size=RANKS):
-        assert len(differences) == 15
+        assert len(differences) == 18
         assert {name: number for name, number in differences.items() if number > 1e-13} == {}
