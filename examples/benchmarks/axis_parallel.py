@@ -37,8 +37,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modeling_axial import AxialConfig, AxialForSemanticSegmentation
 from modeling_axial.distributed import own_slice, shard_axis, switch
+from modeling_axial.distributed.model_split import LocalTrunkSplit
 from modeling_axial.distributed.switching import shard_sizes
-from modeling_axial.distributed.trunk_split import LocalTrunkSplit, layers_of, mixers_of
+from modeling_axial.distributed.trunk_split import layers_of, mixers_of
 
 AXIS, PATCH, HIDDEN_SIZE, NUM_HEADS = 0, 2, 64, 4
 PASSES = ("forward", "training step")

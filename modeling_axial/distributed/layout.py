@@ -45,8 +45,12 @@ class Layout:
         """Of this rank's part at home and when switched, from that of the whole grid."""
         if context.mask is None:
             return context, context
-        home, switched = (self.part(context.mask, dim) for dim in (self.dim, self.other_dim))
+        home, switched = self.masks(context.mask)
         return context._replace(mask=home), context._replace(mask=switched)
+
+    def masks(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of this rank's part at home and when switched, from that of the whole grid."""
+        return self.part(mask, self.dim), self.part(mask, self.other_dim)
 
     @property
     def wraps(self) -> bool:
@@ -63,8 +67,8 @@ class Layout:
         return switch(states, self.dim, self.sizes, self.other_dim, self.other_sizes, self.group)
 
 
-class LocalLayout(Layout):
-    """The layout of a grid of which each rank is given its part, and no rank ever holds the whole.
+class PreparedLayout(Layout):
+    """The layout of a grid of which each rank embeds its part, and what depends on the whole is made elsewhere.
 
     `prepared`: what the mixers of the split axis have prepared, of the whole axis; `closed`: whether its ends meet.
     """
@@ -75,11 +79,15 @@ class LocalLayout(Layout):
 
     def contexts(self, context: LayerContext) -> tuple[LayerContext, LayerContext]:
         prepared = tuple(self.prepared if dim == self.dim else each for dim, each in enumerate(context.prepared, 1))
-        context = context._replace(prepared=prepared)
-        if context.mask is None:
-            return context, context
-        return context, context._replace(mask=self.to_switched(context.mask.to(torch.uint8)).bool())
+        return super().contexts(context._replace(prepared=prepared))
 
     @property
     def wraps(self) -> bool:
         return self.closed
+
+
+class LocalLayout(PreparedLayout):
+    """The layout of a grid of which each rank is given its part, the mask too, and no rank ever holds the whole."""
+
+    def masks(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return mask, self.to_switched(mask.to(torch.uint8)).bool()

@@ -1,8 +1,9 @@
 """One axis of the token grid split over the ranks of a mesh: an executor and hooks, put on a model from outside.
 
-Each rank runs the trunk on its part of the grid, whole along all axes but one. What mixes cells along that axis gets
-its normalised input with the axis whole and another one split instead, by one all-to-all, and its output goes back by
-another: 2 (P - 1) / P of a rank's own activation for both, of P ranks. Convolutions get the cells at their edges.
+Each rank embeds its part of the grid, and runs the trunk on it, whole along all axes but one. What mixes cells along
+that axis gets its normalised input with the axis whole and another one split instead, by one all-to-all, and its output
+goes back by another: 2 (P - 1) / P of a rank's own activation for both, of P ranks. Convolutions get the cells at their
+edges.
 (After Dynamic Sequence Parallelism, Zhao et al. 2024, arXiv 2403.10266; how this differs: the layout between attentions
 is always the same, sizes may be uneven, and no part of a model is rewritten.)
 
@@ -22,19 +23,32 @@ from ..dense_heads import LinearDenseHead
 from ..feed_forward import AxialConvolutionFeedForward, AxialGatedMLP, AxialMLP
 from ..modeling_axial import AxialModel
 from ..modeling_axial_decoder import AxialForCausalImageModeling
-from ..modeling_axial_dense import AxialDensePreTrainedModel
+from ..modeling_axial_dense import (
+    AxialDensePreTrainedModel,
+    AxialForDensePrediction,
+    AxialForMaskedImageModeling,
+    AxialForSemanticSegmentation,
+)
+from ..modeling_axial_heads import AxialForImageClassification, AxialForVideoClassification
 from ..pooling import MeanPooling
 from ..position_embeddings import LearnedPositionEmbedding
 from ..residual_updates import DropPath
 from .call_check import CallCheck, LocalCallCheck
 from .loss_of_parts import LossOfParts
+from .model_split import LateTrunkSplit, LocalTrunkSplit, WholeTrunkSplit
+from .numbers_of_parts import NumbersOfParts
 from .shared_draws import SharedDraws
 from .switching import shard_slice
-from .trunk_split import LocalTrunkSplit, ShardedExecutor, TrunkSplit, layers_of, sharded
+from .trunk_split import ShardedExecutor, TrunkSplit, layers_of, sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
 CELL_BY_CELL = (AxialMLP, AxialGatedMLP)  # feed-forwards that run on any part of a grid
+
+# Models that read nothing of the grid but its mean, and such as read it by a dense head. What inherits from these may
+# read more.
+READ_THE_MEAN = (AxialForImageClassification, AxialForVideoClassification)
+READ_BY_A_HEAD = (AxialForSemanticSegmentation, AxialForDensePrediction, AxialForMaskedImageModeling)
 
 
 def trunks_of(model: nn.Module) -> list[Any]:
@@ -79,6 +93,13 @@ def refuse_inexact_parts(model: Any) -> None:
     head = getattr(model, "dense_head", None)
     if head is not None and not isinstance(head, LinearDenseHead):
         raise ValueError(f"{type(head).__name__} reads pixels across parts: use gather=True.")
+
+
+def reads_parts(model: Any) -> bool:
+    """Whether a model needs the grid of its trunk nowhere whole."""
+    if type(model) in READ_THE_MEAN:
+        return isinstance(model.axial.pooler, MeanPooling)
+    return type(model) in READ_BY_A_HEAD and isinstance(model.dense_head, LinearDenseHead)
 
 
 def refuse_to_generate(*args, **kwargs) -> NoReturn:
@@ -128,9 +149,10 @@ def shard_axis(
     Its numbers are those of one process. Positions, masks, reversible trunks and gradient checkpointing work as before,
     and checkpoints are the same. Until `unshard_axis`, all ranks of the mesh call the model together.
 
-    With `gather`, every rank is given the same whole pixels and gets whole results. Without, each is given its part of
-    all that lies on the grid (pixels, masks, positions of the split axis), cut by `own_slice`, and gets its part of the
-    results; no rank ever holds the whole grid, and the mean over it and losses are those of all parts.
+    With `gather`, every rank is given the same whole pixels and gets whole results, which are gathered at the end of
+    the trunk, behind a linear dense head if its numbers are fewer, or as the mean alone. Without, each is given its
+    part of all that lies on the grid (pixels, masks, positions of the split axis), cut by `own_slice`, and gets its
+    part of the results; no rank ever holds the whole grid, and the mean over it and losses are those of all parts.
 
     Train it with gradients averaged over all ranks, those along the axis too: by DDP over the default process group, or
     by FSDP2, put around the model after this call. Dropout differs between the ranks, as it does between the cells.
@@ -163,7 +185,7 @@ def shard_axis(
                 f"{type(trunk).__name__} has a grid of one axis, and none to split in its attention: split the batch."
             )
     if gather:
-        check, make_split = CallCheck(mesh, timeout), TrunkSplit
+        check, make_split = CallCheck(mesh, timeout), LateTrunkSplit if reads_parts(model) else WholeTrunkSplit
     else:
         refuse_inexact_parts(model)
         check = LocalCallCheck(mesh, timeout, axis)
@@ -177,9 +199,12 @@ def shard_axis(
         # A decoder may have one axis more than its encoder, in front.
         own_axis = axis - len(grid_shape) + len(trunk.config.axes)
         if own_axis >= 0:
-            split = make_split(trunk, mesh, own_axis)
+            make = make_split if isinstance(trunk, AxialModel) else TrunkSplit
+            split = make(trunk, mesh, own_axis)
             split.handles += handles  # which may be removed more than once
             trunk.executor_class = sharded(trunk.executor_class, split)
+            if isinstance(split, LateTrunkSplit) and isinstance(model, AxialDensePreTrainedModel):
+                model.numbers_of_pixels = NumbersOfParts(model.numbers_of_pixels, split)
     if hasattr(model, "generate"):
         model.generate = refuse_to_generate  # pyrefly: ignore[bad-argument-type]
     return model
@@ -201,4 +226,6 @@ def unshard_axis(model: Model) -> Model:
             del module.generate
         if isinstance(module, AxialDensePreTrainedModel) and isinstance(module.loss_function, LossOfParts):
             module.loss_function = module.loss_function.whole
+        if isinstance(module.__dict__.get("numbers_of_pixels"), NumbersOfParts):
+            del module.numbers_of_pixels
     return model

@@ -1,26 +1,18 @@
 """What is put on a trunk of which each rank runs its part of the grid: an executor, and hooks on what mixes cells."""
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import wraps
 from typing import Any, ClassVar
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.hooks import RemovableHandle
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..axial_layer import MIXER_CLASSES, ResidualPair
+from ..axial_layer import ResidualPair
 from ..axis_module import AxisModule
-from ..masks import bounding_box
-from ..modeling_axial import AxialModel
-from ..pooling import sum_and_count
-from ..position_embeddings import AxisCells, LearnedPositionEmbedding, check_position_ids, count_cells, spread_over
 from ..reversible import OneStream, Residual, TwoStream
-from .layout import Layout, LocalLayout
-from .switching import all_reduce, gather, resized, shard_slice, with_neighbours
+from .layout import Layout
+from .switching import with_neighbours
 
 Executor = type[OneStream] | type[TwoStream]
 
@@ -78,8 +70,6 @@ class TrunkSplit:
         self.layout: Layout | None = None  # of what runs now
         self.entered: Layout  # of the newest forward pass
         self.handles: list[RemovableHandle] = []
-        if isinstance(trunk, AxialModel):
-            self.handles.append(trunk.register_forward_hook(self.behind_trunk))
         for layer in layers_of(trunk):
             self.handles.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True))
             # In front of the hooks that record.
@@ -143,14 +133,6 @@ class TrunkSplit:
             return self.leave(kwargs["executor"].layout, output), output
         return output
 
-    def behind_trunk(self, trunk: nn.Module, args: tuple, output: Any) -> None:
-        """The first of the recorded states is what entered the first layer: this rank's part."""
-        if not isinstance(output, BaseModelOutputWithPooling):
-            raise ValueError("return_dict=False is not for the trunk of a model that is split along an axis.")
-        if output.hidden_states is not None and output.hidden_states[0] is not None:
-            first, *others = output.hidden_states
-            output.hidden_states = self.leave(self.entered, first), *others
-
     def before_mixer(self, mixer: nn.Module, args: tuple) -> tuple:
         hidden_states, _ = args
         return self.present.to_switched(hidden_states), self.present.switched_context
@@ -169,82 +151,3 @@ class TrunkSplit:
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-class LocalTrunkSplit(TrunkSplit):
-    """The split of a trunk that is given this rank's part of the pixels, and gives this rank's part of the grid.
-
-    `sizes_of_call`: how many cells each rank was given in the present call. What depends on the whole grid is made from
-    these: positions, what attention along the split axis prepares, and the mean over the grid.
-    """
-
-    def __init__(self, trunk: Any, mesh: DeviceMesh, axis: int, sizes_of_call: Callable[[], list[int]]):
-        super().__init__(trunk, mesh, axis)
-        self.sizes_of_call = sizes_of_call
-        self.positions: Tensor | None = None  # of the whole split axis, where they come from outside
-        self.period: float | None = None
-        self.handles.append(trunk.register_forward_pre_hook(self.before_trunk, with_kwargs=True))
-        self.handles.append(trunk.pooler.register_forward_hook(self.behind_pooler))
-        for name in trunk.embeddings.position_names:
-            positions = trunk.embeddings.get_submodule(name)
-            self.handles.append(positions.register_forward_pre_hook(self.before_positions))
-
-    def before_trunk(self, trunk: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = inspect.signature(trunk.forward).bind(*args, **kwargs).arguments
-        self.positions = self.period = None
-        if given.get("position_ids") is not None:
-            pixel_values = given["pixel_values"]
-            embeddings = trunk.embeddings.patch_embeddings
-            batch_and_grid, dtype = embeddings.batch_and_grid(pixel_values), embeddings.projection.bias.dtype
-            positions = check_position_ids(given["position_ids"], batch_and_grid, dtype, pixel_values.device)
-            self.positions = gather(positions[self.axis], 1, self.sizes_of_call(), self.mesh.get_group())
-            if given.get("position_period") is not None:
-                self.period = given["position_period"][self.axis]
-
-    def enter(self, hidden_states: Tensor) -> tuple[Layout, Tensor]:
-        length, dim = sum(self.sizes_of_call()), self.axis + 1
-        if self.positions is None:
-            cells = AxisCells(count_cells(length, hidden_states), length if self.description.periodic else None)
-        else:
-            cells = AxisCells(self.positions, self.period)
-        mixer = MIXER_CLASSES[self.description.mixer]
-        self.entered = LocalLayout(
-            resized(hidden_states.shape, {dim: length}),
-            self.axis,
-            self.description.periodic,
-            self.mesh.get_group(),
-            prepared=mixer.prepare(self.config, self.description, cells),
-            closed=cells.wraps,
-        )
-        return self.entered, hidden_states
-
-    def leave(self, layout: Layout, hidden_states: Tensor) -> Tensor:
-        return hidden_states
-
-    def before_positions(self, module: LearnedPositionEmbedding, args: tuple) -> tuple:
-        """Without positions from outside the tables are spread over the whole grid, or over what is used of it."""
-        hidden_states, mask, cells = args
-        if cells is not None:
-            return args
-        group, sizes = self.mesh.get_group(), self.sizes_of_call()
-        own = shard_slice(sum(sizes), dist.get_rank(group), len(sizes))
-        spread = []
-        for axis, length in enumerate(hidden_states.shape[1:-1]):
-            length = sum(sizes) if axis == self.axis else length
-            box = 0, length
-            if mask is not None and axis not in module.periodic_axes:
-                used = mask.movedim(axis + 1, 1).flatten(2).any(2).int()  # (B, length)
-                used = gather(used, 1, sizes, group) if axis == self.axis else all_reduce(used, group)
-                (box,) = bounding_box(used > 0)
-            table = getattr(module, f"axis_{axis}", hidden_states)  # an axis without one reads nothing
-            rows = spread_over(*box, length, table)
-            spread.append(AxisCells(rows[:, own] if axis == self.axis else rows))
-        return hidden_states, mask, tuple(spread)
-
-    def behind_pooler(self, pooler: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        """The mean over the whole grid."""
-        hidden_states, _ = args
-        total, count = sum_and_count(*args)
-        group = self.mesh.get_group()
-        count = all_reduce(torch.as_tensor(count, device=total.device), group).clamp(min=1)
-        return (all_reduce(total, group) / count).to(hidden_states.dtype)

@@ -186,7 +186,7 @@ def make_inputs(case: Case, number: int = 0) -> dict[str, Any]:
             inputs["loss_weights"] = torch.rand(of_first_axis, generator=generator, dtype=torch.float64)
     if case.loss == "of two terms" and case.head in ("segmentation", "pyramid", "prediction"):
         inputs["num_items_in_batch"] = 50
-    if case.head in ("trunk", "backbone"):
+    if case.head in ("trunk", "backbone") or case.passes > 1:
         inputs["output_hidden_states"] = True
     return inputs
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from modeling_axial.distributed.layout import Layout, LocalLayout
+from modeling_axial.distributed.layout import Layout, LocalLayout, PreparedLayout
 from modeling_axial.layer_context import LayerContext
 
 
@@ -51,7 +51,18 @@ def test_ends_meet_in_the_whole_and_not_in_a_part(make, periodic, cropped):
     assert layout.switched_context.cropped_axes == cropped
 
 
-def test_of_parts_the_split_axis_is_prepared_whole(make):
-    layout = make((2, 5, 4, 8), 1, True, kind=LocalLayout, prepared="whole", closed=True)
+@pytest.mark.parametrize("kind", [PreparedLayout, LocalLayout])
+def test_of_parts_the_split_axis_is_prepared_whole(make, kind):
+    layout = make((2, 5, 4, 8), 1, True, kind=kind, prepared="whole", closed=True)
     assert layout.take(LayerContext(None, ("first", "part"))).prepared == ("first", "whole")
     assert layout.wraps and layout.switched_context.prepared == ("first", "whole")
+
+
+def test_a_whole_mask_is_cut_and_a_part_of_one_is_at_home(make, monkeypatch):
+    mask, options = torch.rand(2, 5, 4) < 0.5, {"prepared": "whole", "closed": False}
+    home, switched = make((2, 5, 4, 8), 0, False, kind=PreparedLayout, **options).masks(mask)
+    assert torch.equal(home, mask[:, 2:4]) and torch.equal(switched, mask[:, :, 2:3])
+    local = make((2, 5, 4, 8), 0, False, kind=LocalLayout, **options)
+    monkeypatch.setattr(local, "to_switched", lambda part: 1 - part)
+    home, switched = local.masks(mask)
+    assert home is mask and torch.equal(switched, ~mask)

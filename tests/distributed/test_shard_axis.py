@@ -9,8 +9,17 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_axial import AxialConfig, AxialForCausalImageModeling, AxialModel
+from modeling_axial import (
+    AxialBackbone,
+    AxialConfig,
+    AxialForCausalImageModeling,
+    AxialForImageClassification,
+    AxialForSemanticSegmentation,
+    AxialModel,
+)
 from modeling_axial.distributed import own_slice, shard_axis, unshard_axis
+from modeling_axial.distributed.model_split import LateTrunkSplit, WholeTrunkSplit
+from modeling_axial.distributed.numbers_of_parts import NumbersOfParts
 from modeling_axial.reversible import OneStream, RebuiltTwoStream, TwoStream
 from tests.distributed.cases import (
     DECODER_CASES,
@@ -34,7 +43,8 @@ CASES, SAMPLED = 320, 32
 PLAIN = Case("learned", "sequential", (4, 6), (4, 6), 0, 2, "trunk", False, "counted", None, False, 1)
 COMPOSED = PLAIN._replace(head="classifier", training=True)
 # Calls of all-to-all in forward, and in all: 2, 4 and 6 for each attention along the split axis of two layers, another
-# at the end of the trunk, and another for each convolution.
+# for each convolution, and another where the grid is gathered: at the end of the trunk, behind a linear dense head, or
+# not at all for the mean of it.
 EXCHANGES = {
     "sequential": (PLAIN, 2 * 2 + 1, 2 * 4 + 2),
     "sum": (PLAIN._replace(mode="sum"), 2 * 2 + 1, 2 * 4 + 2),
@@ -45,6 +55,8 @@ EXCHANGES = {
     "checkpointed": (PLAIN._replace(checkpointing="not reentrant", training=True), 2 * 2 + 1, 2 * 6 + 2),
     "reentrant": (PLAIN._replace(checkpointing="reentrant", training=True), 2 * 2 + 1, 2 * 6 + 2),
     "convolution": (PLAIN._replace(feature="convolution"), 2 * (2 + 2) + 1, 2 * (4 + 4) + 2),
+    "dense": (PLAIN._replace(head="segmentation"), 2 * 2 + 1, 2 * 4 + 2),
+    "mean": (PLAIN._replace(head="classifier"), 2 * 2, 2 * 4),
 }
 
 
@@ -94,11 +106,12 @@ def count_exchanges(mesh):
         if case.training:  # which only a wrapper may do
             model = DistributedDataParallel(model, process_group=mesh.get_group())
         inputs = make_inputs(case)
-        inputs.pop("output_hidden_states")
+        inputs.pop("output_hidden_states", None)
         with CountedExchanges() as sent:
             output = model(**inputs)
             forward = list(sent)
-            output.last_hidden_state.square().sum().backward()
+            loss = output.last_hidden_state.square().sum() if case.head == "trunk" else output.loss
+            loss.backward()
         counted[name] = forward, sent[len(forward) :]
     return counted
 
@@ -227,6 +240,14 @@ def test_bytes_of_exchanges(found, name, times):
         assert sum(forward + backward) == times * 2 * own + 2 * gathered
 
 
+@pytest.mark.distributed
+def test_bytes_of_numbers_of_pixels(found):
+    """Those of the numbers of each cell, 3 classes of 2 x 1 pixels, and not of its 12 channels."""
+    for rank in found[:2]:
+        forward, _ = rank["exchanges"]["dense"]
+        assert forward[-1] == 2 * 12 * 6 * 8
+
+
 # Without processes: what is refused, and what stays as it is.
 
 RANK_1_OF_3 = SimpleNamespace(ndim=1, mesh_dim_names=("axis",), size=lambda: 3, get_local_rank=lambda: 1)
@@ -247,6 +268,32 @@ def test_the_longest_axis_is_split():
     model = shard_axis(make_axial(), RANK_1_OF_3)
     assert model.executor_class.split.axis == 0 and model.config.grid_shape == (4, 3)
     assert shard_axis(make_axial(patch_size=[2, 1]), RANK_1_OF_3).executor_class.split.axis == 1
+
+
+def with_another_forward():
+    return type("Another", (AxialForSemanticSegmentation,), {})(make_axial().config)
+
+
+# Whole grids are gathered at the end of the trunk, unless what reads them is known to need parts alone.
+SPLITS = {
+    "trunk": (make_axial, WholeTrunkSplit),
+    "backbone": (lambda: AxialBackbone(make_axial().config), WholeTrunkSplit),
+    "mean": (lambda: AxialForImageClassification(make_axial().config), LateTrunkSplit),
+    "attention": (lambda: AxialForImageClassification(make_axial(pooling="attention").config), WholeTrunkSplit),
+    "linear": (lambda: AxialForSemanticSegmentation(make_axial().config), LateTrunkSplit),
+    "pyramid": (lambda: AxialForSemanticSegmentation(make_axial(dense_head="pyramid").config), WholeTrunkSplit),
+    "what inherits": (with_another_forward, WholeTrunkSplit),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_where_the_grid_is_gathered(name):
+    make, split_class = SPLITS[name]
+    model = shard_axis(make(), RANK_1_OF_3)
+    assert type(getattr(model, "axial", model).executor_class.split) is split_class
+    gathers_numbers = isinstance(model.__dict__.get("numbers_of_pixels"), NumbersOfParts)
+    assert gathers_numbers == (name == "linear")
+    assert "numbers_of_pixels" not in unshard_axis(model).__dict__
 
 
 def hooks_of(model):
