@@ -32,28 +32,12 @@ def name_of(page):
     return page.relative_to(ROOT).as_posix()
 
 
-def block_cases():
-    """Page by page, as the pages share a folder no more than one at a time."""
-    for page in PAGES:
-        for line, code, reason in python_blocks(page.read_text(encoding="utf-8")):
-            mark = pytest.mark.skipif(reason is not None, reason=reason or "")
-            yield pytest.param(page, code, id=f"{name_of(page)}, line {line}", marks=mark)
-
-
-@pytest.fixture(scope="module")
-def clone_of(tmp_path_factory):
-    """The folder of a page, made when it is first asked for."""
-    folders = {}
-
-    def folder_of(page):
-        if page not in folders:
-            folders[page] = tmp_path_factory.mktemp("clone")
-            for path in ROOT.iterdir():
-                if path.name not in ("outputs", ".git"):
-                    (folders[page] / path.name).symlink_to(path)
-        return folders[page]
-
-    return folder_of
+@pytest.fixture
+def clone(tmp_path):
+    for path in ROOT.iterdir():
+        if path.name not in ("outputs", ".git"):
+            (tmp_path / path.name).symlink_to(path)
+    return tmp_path
 
 
 def run_block(code, folder):
@@ -64,10 +48,18 @@ def run_block(code, folder):
     )
 
 
-@pytest.mark.parametrize(("page", "code"), list(block_cases()))
-def test_block_of_a_page(clone_of, page, code):
-    done = run_block(code, clone_of(page))
-    assert done.returncode == 0, done.stderr
+def page_cases():
+    for page in PAGES:
+        exhaustive = page.parent != ROOT and page.stem != "grids_and_axes"
+        yield pytest.param(page, id=name_of(page), marks=[pytest.mark.audit] if exhaustive else [])
+
+
+@pytest.mark.parametrize("page", page_cases())
+def test_blocks_of_a_page(clone, page):
+    for line, code, reason in python_blocks(page.read_text(encoding="utf-8")):
+        if reason is None:
+            done = run_block(code, clone)
+            assert done.returncode == 0, f"{name_of(page)}, line {line}: {done.stderr}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "guide"], ids=name_of)
