@@ -54,7 +54,7 @@ def page_cases():
         yield pytest.param(page, id=name_of(page), marks=[pytest.mark.audit] if exhaustive else [])
 
 
-@pytest.mark.parametrize("page", page_cases())
+@pytest.mark.parametrize("page", list(page_cases()))
 def test_blocks_of_a_page(clone, page):
     for line, code, reason in python_blocks(page.read_text(encoding="utf-8")):
         if reason is None:
