@@ -470,6 +470,7 @@ def test_compiled_equals_eager(num_axes, reversible):
 @pytest.mark.parametrize("reversible", [False, True])
 @pytest.mark.parametrize("attention_mode", ["split", "alternating"])
 def test_compiled_updates_equal_eager_ones(attention_mode, reversible):
+    torch.compiler.reset()
     options = {"use_qk_norm": True, "layer_scale_init_value": 0.7, "drop_path_rate": 0.5}
     model = make_model(attention_mode=attention_mode, reversible=reversible, dtype=torch.float32, **options)
     inputs = pixels(model.config, batch=5, dtype=torch.float32)
@@ -628,6 +629,7 @@ def test_relative_attention_written_out(num_axes, mode):
 @pytest.mark.audit
 @pytest.mark.parametrize("position_embedding", ["learned+relative", "rotary"])
 def test_positions_from_outside_in_compiled_and_exported_code(position_embedding):
+    torch.compiler.reset()
     model = make_model(dtype=torch.float32, position_embedding=position_embedding, num_hidden_layers=1)
     pixel_values, position_ids = pixels(model.config, dtype=torch.float32), [torch.arange(5.0) * 0.7, torch.ones(2, 3)]
     expected = model(pixel_values, position_ids=position_ids).last_hidden_state
