@@ -65,7 +65,9 @@ def of_one_process(folder: Path) -> None:
     # ---------------------
 
     classes.flush()
-    print(f"process {dist.get_rank()} has segmented the slices {slab.start} to {slab.stop - 1}", flush=True)
+    # one write, so that lines of several processes never mix: an unbuffered print writes the end of the line apart
+    sys.stdout.write(f"process {dist.get_rank()} has segmented the slices {slab.start} to {slab.stop - 1}\n")
+    sys.stdout.flush()
     dist.barrier()
     time.sleep(0.5)  # gloo's threads may still let go of tensors: a Python that shuts down meanwhile is aborted, rarely
     dist.destroy_process_group()
