@@ -22,8 +22,8 @@ from modeling_axial.training import seeded_generator
 OTHER_ROWS = 24  # of a drawn table, beside those that have labels
 
 
-class Draw:
-    """Random tensors of one stream."""
+class Noise:
+    """Random tensors of many kinds, all from one generator, which begins at `key`."""
 
     def __init__(self, *key):
         self.generator = seeded_generator(*key)
@@ -47,14 +47,14 @@ class Draw:
         return list(weights)[int(index)]
 
 
-def factors(draw: Draw, tables: int, rows: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(draw: Noise, tables: int, rows: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Correlated features (tables, rows, features), and the loadings (tables, 8, features) of what they share."""
     strength = draw.log_uniform(0.1, 2, tables, 1, 1) * draw.uniform(0.4, 1, tables, 1, 1) ** torch.arange(8)[:, None]
     loadings = strength * draw.normal(tables, 8, features)
     return draw.normal(tables, rows, 8) @ loadings, loadings
 
 
-def clusters(draw: Draw, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def clusters(draw: Noise, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Normal classes with a shared covariance, each of one to three clusters, that differ in some of the features."""
     weights = (0.4 * draw.normal(tables, classes)).exp()
     labels = torch.multinomial(weights, rows, replacement=True, generator=draw.generator)
@@ -77,13 +77,13 @@ def gather(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def highest(scores: torch.Tensor, draw: Draw) -> torch.Tensor:
+def highest(scores: torch.Tensor, draw: Noise) -> torch.Tensor:
     """The class of the highest score of each row, of scores (tables, rows, classes) made equally large."""
     scores = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-6)
     return (scores + 0.3 * draw.normal(scores.shape[0], 1, scores.shape[2])).argmax(-1)
 
 
-def network(draw: Draw, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def network(draw: Noise, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and classes are both functions of a few hidden causes, through a random network."""
     causes = draw.normal(tables, rows, 6) * (draw.uniform(0, 1, tables, 1, 6) < draw.uniform(0.3, 1, tables, 1, 1))
     activation = draw.one_of({torch.tanh: 1.0, torch.relu: 1.0, torch.abs: 0.5, torch.sin: 0.5})
@@ -95,14 +95,14 @@ def network(draw: Draw, tables: int, rows: int, features: int, classes: int) -> 
     return x, highest(hidden @ draw.normal(tables, 16, classes), draw)
 
 
-def linear(draw: Draw, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def linear(draw: Noise, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Classes between flat boundaries in correlated features."""
     x = factors(draw, tables, rows, features)[0] + draw.normal(tables, rows, features)
     used = draw.uniform(0, 1, tables, features, 1) < draw.uniform(0.1, 1.2, tables, 1, 1)
     return x, highest(x @ (used * draw.normal(tables, features, classes)), draw)
 
 
-def trees(draw: Draw, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def trees(draw: Noise, tables: int, rows: int, features: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Classes by up to three thresholds, each of one feature."""
     x = factors(draw, tables, rows, features)[0] + draw.normal(tables, rows, features)
     asked = x.gather(2, draw.integer(0, features - 1, tables, 1, 3).expand(-1, rows, -1))
@@ -116,7 +116,7 @@ def trees(draw: Draw, tables: int, rows: int, features: int, classes: int) -> tu
 KINDS: dict[Callable, float] = {clusters: 0.55, network: 0.2, linear: 0.17, trees: 0.08}
 
 
-def warp(x: torch.Tensor, draw: Draw) -> torch.Tensor:
+def warp(x: torch.Tensor, draw: Noise) -> torch.Tensor:
     """Some features of some tables are skewed, heavy-tailed, cut off at a floor or rounded."""
     tables, _, features = x.shape
     x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-6)
@@ -131,7 +131,7 @@ def warp(x: torch.Tensor, draw: Draw) -> torch.Tensor:
 
 
 def draw_group(
-    draw: Draw, cells: int, max_labelled: int, max_features: int, max_classes: int
+    draw: Noise, cells: int, max_labelled: int, max_features: int, max_classes: int
 ) -> dict[str, torch.Tensor]:
     """
     As many tables of one shape as have about `cells` cells, counted for each class: `features` (tables, rows,
@@ -169,7 +169,7 @@ class DrawnTables(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return draw_group(Draw(self.seed, index), self.cells, *self.limits)
+        return draw_group(Noise(self.seed, index), self.cells, *self.limits)
 
 
 # Tables of packages: functions that return features (rows, features) and labels (rows,).

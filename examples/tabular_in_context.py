@@ -29,7 +29,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from modeling_axial import AxialConfig
 from modeling_axial.attention import AxialCrossAttention, AxialSelfAttention
 from modeling_axial.axial_embeddings import AxialEmbeddings
-from modeling_axial.axial_layer import AxialFeedForward, ResidualPair, run_layers
+from modeling_axial.axial_layer import AxialFeedForward, ResidualLayer, run_layers
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.modeling_axial import AxialPreTrainedModel
 from modeling_axial.reversible import OneStream
@@ -114,7 +114,7 @@ class TableAttention(nn.Module):
         return of_rows + self.features(self.feature_norm(hidden_states + of_rows))
 
 
-class TableLayer(ResidualPair):
+class TableLayer(ResidualLayer):
     def __init__(self, config: AxialConfig):
         super().__init__(TableAttention(config), AxialFeedForward(config))
 

@@ -3,7 +3,7 @@
 Shapes: B batch, *G grid axes slow to fast, N heads, D head_dim, L length of the attended axis,
 P product of B and the axes before it, S product of the axes after it.
 
-How this differs from the seed (`axial_attention` 0.6.1): lines are folded by views instead of permuted copies, every
+How this differs from `axial_attention` 0.6.1: lines are folded by views instead of permuted copies, every
 call goes through a fused kernel, masks, causality and dropout exist, and a grid of more lines than a CUDA kernel
 accepts is split.
 """

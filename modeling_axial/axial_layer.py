@@ -71,7 +71,8 @@ class SequentialAxialAttention(nn.Module):
     """f(h) = Σ_a u_a with u_a = Attention_a(norm_a(h + u_0 + ... + u_{a-1})).
 
     Each axis reads what the axes before it wrote, so a cell reaches the full grid. The residual sum inside f keeps a
-    cell's own content in view of every axis; in the seed's sequential mode each sees only the output of the last.
+    cell's own content in view of every axis; in the sequential mode of `axial_attention` each sees only the output of
+    the last.
     """
 
     def __init__(self, config: AxialConfig, layer_idx: int = 0):
@@ -134,7 +135,7 @@ class AxialFeedForward(nn.Module):
         return self.net.last_projection
 
 
-class ResidualPair(GradientCheckpointingLayer):
+class ResidualLayer(GradientCheckpointingLayer):
     """Runs its pair (f, g) on the residual streams through an executor of `reversible.py`.
 
     `make_update`: makes what befalls the output of f, and that of g, before it is added.
@@ -181,7 +182,7 @@ def run_layers(
     layer_context: LayerContext = NO_CONTEXT,
     output_hidden_states: bool = False,
 ) -> torch.Tensor:
-    """(B, *grid, hidden_size) through a chain of `ResidualPair`s, which share `layer_context`; the same shape out.
+    """(B, *grid, hidden_size) through a chain of `ResidualLayer`s, which share `layer_context`; the same shape out.
 
     `executor_class`: of `reversible.py`. Where layers are checkpointed, the one that stores activations stands in for
     one that rebuilds them: checkpointing keeps the streams between the layers, so that nothing is left to rebuild.
@@ -201,7 +202,7 @@ def run_layers(
     return executor.leave(*streams)
 
 
-class AxialLayer(ResidualPair):
+class AxialLayer(ResidualLayer):
     """Attention along the axes of the layer, then a feed-forward. `layer_idx`: how many layers stand before it."""
 
     def __init__(self, config: AxialConfig, layer_idx: int = 0):
@@ -212,7 +213,7 @@ class AxialLayer(ResidualPair):
         )
 
 
-class AxialBlock(ResidualPair):
+class OneAxisLayer(ResidualLayer):
     """Attention along one axis, causal or not, then a feed-forward."""
 
     def __init__(self, config: BlockConfig, axis: int, is_causal: bool):

@@ -64,7 +64,8 @@ class AxialConfig(BackboneConfigMixin, StrictConfig):
             2022, arXiv 2107.00652). `"alternating"`: one axis per layer, in turn; layer l, counted from 0, attends
             along axis l mod the number of axes, and reaches its line.
         feed_forward (`"mlp"`, `"gated_mlp"` or `"convolution"`, defaults to `"mlp"`):
-            `"convolution"` is the seed's: 3-wide convolution up, activation, 3-wide convolution back (1 to 3 axes).
+            `"convolution"` is that of `axial_attention`: 3-wide convolution up, activation, 3-wide convolution back
+            (1 to 3 axes).
         position_embedding (`str` or one `str` per axis, defaults to `"learned"`):
             `"learned"`: one additive table per axis, interpolated to other sizes. `"rotary"`: rotation by the 1-D
             position along the attended axis. `"relative"`: a learned bias per layer, head and distance along the

@@ -1,4 +1,4 @@
-"""Configuration of `AxialImageTransformerModel`, the Hugging Face form of the seed's `AxialImageTransformer`."""
+"""Configuration of `AxialImageTransformerModel`, the Hugging Face form of `AxialImageTransformer`."""
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 
@@ -20,7 +20,7 @@ def positive_lengths_or_none(value: list[int] | tuple[int, ...] | None) -> None:
 @strict
 class AxialImageTransformerConfig(StrictConfig):
     r"""
-    Configuration of [`AxialImageTransformerModel`]. The seed's own word for a field stands in brackets.
+    Configuration of [`AxialImageTransformerModel`]. The word of `axial_attention` for a field stands in brackets.
 
     Args:
         num_axes (`int`, defaults to 2):

@@ -69,10 +69,10 @@ class AxialGatedMLP(nn.Module):
 
 
 class AxialConvolutionFeedForward(nn.Module):
-    """3-wide convolution up, activation, 3-wide convolution back, over 1 to 3 axes, zero-padded (the seed's).
+    """3-wide convolution up, activation, 3-wide convolution back, over 1 to 3 axes, zero-padded.
 
-    Cells that are masked count as what lies beyond the edge: as zeros, for both convolutions. Across the ends of a
-    periodic axis they go on.
+    That of `axial_attention`. Cells that are masked count as what lies beyond the edge: as zeros, for both
+    convolutions. Across the ends of a periodic axis they go on.
     """
 
     def __init__(self, config: BlockConfig):

@@ -1,11 +1,11 @@
 """The classes of `axial_attention` 0.6.1, under the names and parameters that its users know, on this project's parts.
 
-Weights go both ways: the parameters have the seed's names and shapes, and the same random seed draws the same initial
-weights. Words of the seed (`dim`, `dim_index`, `heads`, `dim_heads`, `num_dimensions`) are used in this file only:
-`dim` is the number of channels, `dim_index` the tensor dimension that holds them, `num_dimensions` the number of axes.
+Weights go both ways: the parameters have the same names and shapes, and the same random seed draws the same initial
+weights. The words `dim`, `dim_index`, `heads`, `dim_heads` and `num_dimensions` are used in this file only: `dim` is
+the number of channels, `dim_index` the tensor dimension that holds them, `num_dimensions` the number of axes.
 
-How this differs from the seed: channels move to the end once instead of once per axis, attention is fused, and what the
-page docs/migrate/axial_attention.md lists is repaired.
+How this differs from the package: channels move to the end once instead of once per axis, attention is fused, and what
+the page docs/migrate/axial_attention.md lists is repaired.
 """
 
 import itertools
@@ -142,7 +142,7 @@ class InducedSetAttention(nn.Module):
     """`num_queries` learned queries read x, then x reads the result: (B, length, dim) -> the same shape.
 
     The induced attention of the Set Transformer (Lee et al. 2019, arXiv 1810.00825) without its residuals, norms and
-    feed-forward, linear in the length and equivariant to permutations of it; as in versions 0.2.2 to 0.3.2 of the seed,
+    feed-forward, linear in the length and equivariant to permutations of it; as in `axial_attention` 0.2.2 to 0.3.2,
     but that `dim_heads` counts.
     """
 
@@ -272,9 +272,9 @@ class PreNorm(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """(x - mean) / (std + 1e-5) · g + b over the channels of (B, dim, *grid). The seed adds to the deviation.
+    """(x - mean) / (std + 1e-5) · g + b over the channels of (B, dim, *grid). `axial_attention` adds to the deviation.
 
-    Where all channels are equal the gradient through the deviation is taken as 0; the seed's is NaN.
+    Where all channels are equal the gradient through the deviation is taken as 0; that of `axial_attention` is NaN.
     """
 
     def __init__(self, dim: int, num_dimensions: int):
@@ -317,8 +317,8 @@ def attend_through(attention_interface: Callable | None, function: nn.Module) ->
     return partial(function, attention_interface=attention_interface)
 
 
-class ReversibleBlock(nn.Module):
-    """A pair of residual functions for two streams, under the seed's parameter names."""
+class TwoStreamPair(nn.Module):
+    """A pair of residual functions for two streams, under the parameter names of `axial_attention`."""
 
     def __init__(self, f: nn.Module, g: nn.Module):
         super().__init__()
@@ -330,15 +330,15 @@ class ReversibleBlock(nn.Module):
         return executor.couple(f, g, *streams)
 
 
-class ResidualBlock(nn.ModuleList):
-    """A pair of residual functions for one stream, under the seed's parameter names."""
+class OneStreamPair(nn.ModuleList):
+    """A pair of residual functions for one stream, under the parameter names of `axial_attention`."""
 
     def forward(self, *streams: torch.Tensor, executor, attention_interface=None) -> tuple[torch.Tensor, ...]:
         f, g = (attend_through(attention_interface, function) for function in self)
         return executor.couple(f, g, *streams)
 
 
-class ResidualBlocks(nn.Module):
+class StackOfPairs(nn.Module):
     """Takes residual functions two by two and runs them through an executor of `reversible.py`.
 
     `executor_class` may be changed at any time: `TwoStream` gives the same numbers as `RebuiltTwoStream`, and is faster
@@ -348,7 +348,7 @@ class ResidualBlocks(nn.Module):
     def __init__(self, functions: list[nn.Module], reversible: bool):
         super().__init__()
         pairs = zip(functions[::2], functions[1::2], strict=True)
-        self.blocks = nn.ModuleList(ReversibleBlock(f, g) if reversible else ResidualBlock([f, g]) for f, g in pairs)
+        self.blocks = nn.ModuleList(TwoStreamPair(f, g) if reversible else OneStreamPair([f, g]) for f, g in pairs)
         self.executor_class = RebuiltTwoStream if reversible else OneStream
 
     def forward(
@@ -427,7 +427,7 @@ class AxialImageTransformer(nn.Module):
                 AlongAxis(axis, PreNorm(dim, SelfAttention(dim, heads, dim_heads))) for axis in range(num_dimensions)
             ]
             functions += [ConvolutionFeedForward(dim, num_dimensions) for _ in range(num_dimensions)]
-        self.layers = ResidualBlocks(functions, reversible)
+        self.layers = StackOfPairs(functions, reversible)
         self.states = LayerStates()
 
     def forward(
@@ -450,13 +450,13 @@ class AxialImageTransformer(nn.Module):
         return hidden_states.movedim(-1, self.dim_index).contiguous()
 
 
-@auto_docstring(custom_intro="The seed's image transformer on feature maps, as a model of transformers.")
+@auto_docstring(custom_intro="The image transformer of `axial_attention` on feature maps, as a model of transformers.")
 class AxialImageTransformerModel(CodeCarryingModel):
     config: AxialImageTransformerConfig
     base_model_prefix = "axial_image_transformer"
     main_input_name = "feature_maps"
     input_modalities = "image"
-    _no_split_modules = ["AxialPositionalEmbedding", "ReversibleBlock", "ResidualBlock"]
+    _no_split_modules = ["AxialPositionalEmbedding", "TwoStreamPair", "OneStreamPair"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LayerStates, "attentions": OutputRecorder(AttentionMaps)}
@@ -480,7 +480,7 @@ class AxialImageTransformerModel(CodeCarryingModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The seed's initial weights are PyTorch's own, which every module with parameters draws itself.
+        # The initial weights of axial_attention are PyTorch's own, which every module with parameters draws itself.
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
 

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder
 
 from .attention import AxialAttentionCore
-from .axial_layer import BLOCK_MIXER_CLASSES, AxialBlock, run_layers
+from .axial_layer import BLOCK_MIXER_CLASSES, OneAxisLayer, run_layers
 from .configuration_axial_decoder import AxialDecoderConfig, ExteriorConfig
 from .forward_keywords import records_outputs
 from .grid import neighbourhoods, shift
@@ -41,7 +41,7 @@ from .position_embeddings import (
 )
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream
-from .sampling import SAMPLERS, Draw, Known, SamplingOptions, to_integers
+from .sampling import SAMPLERS, Known, LineDraws, SamplingOptions, to_integers
 
 
 class AxialStack(nn.Module):
@@ -56,7 +56,7 @@ class AxialStack(nn.Module):
         self.config = config
         self.executor_class = RebuiltTwoStream if config.reversible else OneStream
         self.axes = [config.axes[axis] for axis in sorted({axis for axis, _ in directions})]
-        self.blocks = nn.ModuleList(AxialBlock(config, axis, is_causal) for axis, is_causal in directions)
+        self.blocks = nn.ModuleList(OneAxisLayer(config, axis, is_causal) for axis, is_causal in directions)
         for branch in (branch for block in self.blocks for branch in (block.attention, block.feed_forward)):
             branch.last_projection.initial_gain = 1e-10  # pyrefly: ignore  residual branches start at about zero
 
@@ -145,7 +145,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(AxialBlock, capture_initial_hidden_state=False),
+        "hidden_states": OutputRecorder(OneAxisLayer, capture_initial_hidden_state=False),
         "attentions": AxialAttentionCore,
     }
 
@@ -325,7 +325,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         input_ids, mask = values.input_ids, values.mask
         _, class_labels = self._check_inputs(input_ids, class_labels, condition)
         cells = self._cells(position_ids, input_ids)
-        draw = Draw(sampling, self.config.vocab_size, mask.shape)
+        draw = LineDraws(sampling, self.config.vocab_size, mask.shape)
         if sampling.is_guided:
             if class_labels is None or not self.config.class_dropout_prob:
                 raise ValueError(

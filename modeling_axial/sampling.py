@@ -156,7 +156,7 @@ class SamplingOptions:
         return list(self.generator) if isinstance(self.generator, list | tuple) else [self.generator]
 
 
-class Draw:
+class LineDraws:
     """Draws the values of one line after the other, in place; known values stay, but use up their noise as well.
 
     Guided, it is given every picture twice, in the two halves of the batch, and draws once for both.
@@ -231,7 +231,7 @@ def sample_naive(
     known: torch.Tensor,
     context: torch.Tensor,
     layer_context: LayerContext,
-    draw: Draw,
+    draw: LineDraws,
 ) -> None:
     """Fills `tokens` (B, *grid) in place where `known` is False, by one pass over the whole grid for each position.
 
@@ -250,7 +250,7 @@ def sample_semi_parallel(
     known: torch.Tensor,
     context: torch.Tensor,
     layer_context: LayerContext,
-    draw: Draw,
+    draw: LineDraws,
 ) -> None:
     """As `sample_naive`, but the outer levels run once for each line, and the inner level along that line only."""
     fastest = tokens.dim() - 2
@@ -270,7 +270,7 @@ def sample_cached(
     known: torch.Tensor,
     context: torch.Tensor,
     layer_context: LayerContext,
-    draw: Draw,
+    draw: LineDraws,
 ) -> None:
     """As `sample_naive`, but each token passes each level once: outer levels slice by slice, the inner one by one."""
     inner_cache = LineCache(tokens.dim() - 2, tokens.shape[-1])
@@ -284,7 +284,7 @@ def sample_compiled(
     known: torch.Tensor,
     context: torch.Tensor,
     layer_context: LayerContext,
-    draw: Draw,
+    draw: LineDraws,
 ) -> None:
     """As `sample_cached`, the step of the inner level compiled. What is drawn first waits for the compiler."""
     inner_cache = StaticLineCache(tokens.dim() - 2, tokens.shape[-1], tokens.device)
@@ -301,7 +301,7 @@ def _sample_step_by_step(
     known: torch.Tensor,
     context: torch.Tensor,
     layer_context: LayerContext,
-    draw: Draw,
+    draw: LineDraws,
     run_inner_level: Callable,
 ) -> None:
     """`layer_context`: with the cache of the inner level."""

@@ -3,9 +3,9 @@ import torch
 
 from modeling_axial import AxialConfig, AxialModel, OneStream, RebuiltTwoStream, TwoStream
 from modeling_axial.axial_layer import (
-    AxialBlock,
     AxialFeedForward,
     AxialLayer,
+    OneAxisLayer,
     SequentialAxialAttention,
     SummedAxialAttention,
     run_layers,
@@ -326,7 +326,7 @@ def test_dropout_of_the_feed_forward_half():
 
 def make_block(axis, is_causal, **overrides):
     layer, context = make_layer(**overrides)
-    block = AxialBlock(layer.attention.axes[0].core.config, axis, is_causal).double().eval()
+    block = OneAxisLayer(layer.attention.axes[0].core.config, axis, is_causal).double().eval()
     for parameter in (block.attention.norm.weight, block.attention.norm.bias):
         parameter.data += torch.linspace(0, 1, HIDDEN, dtype=torch.float64)
     return block, context

@@ -1,11 +1,11 @@
-"""The seed-compatible classes against the seed itself, the package `axial_attention` 0.6.1, in float64."""
+"""The drop-in classes against the package `axial_attention` 0.6.1, in float64."""
 
 import copy
 import inspect
 import itertools
 import json
 
-import axial_attention as seed
+import axial_attention as package
 import pytest
 import torch
 from axial_attention.axial_attention import PermuteToFrom, PreNorm, calculate_permutations
@@ -33,11 +33,11 @@ from modeling_axial import (
 from tests.ranks import gradient_error, held_share, run_on_ranks
 
 LENGTHS = [3, 5, 2, 7]  # of the axes
-SEED_CLASSES = {
-    AxialAttention: seed.AxialAttention,
-    AxialImageTransformer: seed.AxialImageTransformer,
-    AxialPositionalEmbedding: seed.AxialPositionalEmbedding,
-    SelfAttention: seed.SelfAttention,
+PACKAGE_CLASSES = {
+    AxialAttention: package.AxialAttention,
+    AxialImageTransformer: package.AxialImageTransformer,
+    AxialPositionalEmbedding: package.AxialPositionalEmbedding,
+    SelfAttention: package.SelfAttention,
 }
 
 
@@ -56,7 +56,7 @@ def outputs_and_gradients(module, *inputs):
     inputs = [tensor.clone().requires_grad_() for tensor in inputs]
     module.zero_grad()
     output = module(*inputs)
-    output.backward(randn(*output.shape, seed=2))  # the seed has no torch.autograd.grad
+    output.backward(randn(*output.shape, seed=2))  # axial_attention knows no torch.autograd.grad
     return output, *(tensor.grad for tensor in (*inputs, *module.parameters()))
 
 
@@ -72,11 +72,11 @@ def assert_agrees(module, oracle, *inputs, bound=1e-12):
 
 
 def make_pair(cls, *args, **kwargs):
-    """Ours and the seed's, made with the same random numbers, in float64."""
+    """Ours and that of `axial_attention`, made with the same random numbers, in float64."""
     torch.manual_seed(0)
     ours = cls(*args, **kwargs)
     torch.manual_seed(0)
-    theirs = SEED_CLASSES[cls](*args, **kwargs)
+    theirs = PACKAGE_CLASSES[cls](*args, **kwargs)
     return ours.double(), theirs.double()
 
 
@@ -182,7 +182,7 @@ def test_self_attention(dim_heads):
 def test_induced_set_attention(dim_heads):
     ours = InducedSetAttention(3, 6, 2, dim_heads).double()
     assert ours.attn_in.to_q.out_features == 2 * (dim_heads or 3)
-    reading, answering = (seed.SelfAttention(6, 2, dim_heads).double() for _ in range(2))
+    reading, answering = (package.SelfAttention(6, 2, dim_heads).double() for _ in range(2))
     reading.load_state_dict(ours.attn_in.state_dict())
     answering.load_state_dict(ours.attn_out.state_dict())
     x = randn(2, 7, 6)
@@ -195,7 +195,7 @@ def test_induced_set_attention(dim_heads):
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-# What the README of the seed shows, at a size that runs in a second
+# What the README of axial_attention shows, at a size that runs in a second
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_induced_set_attention(dim_heads):
     ids=["image", "latents", "video"],
 )
 def test_readme_of_the_seed(shape, options):
-    attn, oracle = AxialAttention(**options), seed.AxialAttention(**options)
+    attn, oracle = AxialAttention(**options), package.AxialAttention(**options)
     oracle.load_state_dict(attn.state_dict())
     x = randn(*shape, dtype=torch.float32)
     assert_same(attn(x), oracle(x), 1e-5)
@@ -218,13 +218,13 @@ def test_readme_of_the_seed(shape, options):
 
 def test_readme_of_the_seed_transformer():
     conv1x1 = nn.Conv2d(3, 128, 1)
-    transformer, oracle = (cls(dim=128, depth=12, reversible=True) for cls in SEED_CLASSES_OF_TRANSFORMER)
+    transformer, oracle = (cls(dim=128, depth=12, reversible=True) for cls in PACKAGE_CLASSES_OF_TRANSFORMER)
     oracle.load_state_dict(transformer.state_dict())
     img = randn(1, 3, 16, 24, dtype=torch.float32)
     assert_same(transformer(conv1x1(img)), oracle(conv1x1(img)), 1e-5)
 
 
-SEED_CLASSES_OF_TRANSFORMER = (AxialImageTransformer, seed.AxialImageTransformer)
+PACKAGE_CLASSES_OF_TRANSFORMER = (AxialImageTransformer, package.AxialImageTransformer)
 
 
 # Blocks of lines
@@ -281,7 +281,7 @@ def test_blocks_of_lines_keep_what_autocast_and_hooks_see(monkeypatch):
             assert attention(x).dtype == torch.bfloat16
 
 
-# The seed's faults, repaired
+# The faults of axial_attention, repaired
 
 
 def make_transformer(reversible=True, depth=3, **options):
@@ -421,8 +421,8 @@ def test_channels_anywhere_in_the_transformer(dim_index, reversible):
 
 
 def oracle_of_any_number_of_axes(transformer, x):
-    """Two streams through attention along each axis in turn and then the feed-forwards, from the seed's own attention
-    and the formula of its norm."""
+    """Two streams through attention along each axis in turn and then the feed-forwards, from the attention of the
+    package and the formula of its norm."""
     num_axes = transformer.num_dimensions
     convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[num_axes - 1]
     streams = [x, x]
@@ -433,7 +433,7 @@ def oracle_of_any_number_of_axes(transformer, x):
         source = streams[(number + 1) % 2]
         if axis < num_axes:
             permutation = calculate_permutations(num_axes, 1)[axis]
-            oracle = PermuteToFrom(permutation, PreNorm(6, seed.SelfAttention(6, 2))).double()
+            oracle = PermuteToFrom(permutation, PreNorm(6, package.SelfAttention(6, 2))).double()
             oracle.load_state_dict(function.state_dict())
             update = oracle(source)
         else:
@@ -458,7 +458,7 @@ def test_transformer_of_any_number_of_axes(num_axes):
 
 def test_norm_adds_its_epsilon_to_the_deviation():
     norm = image_transformer.ChannelNorm(5, 2).double()
-    oracle = seed.axial_attention.ChanLayerNorm(5).double()
+    oracle = package.axial_attention.ChanLayerNorm(5).double()
     for scale in (1, 1e-5, 1e-9):
         assert_agrees(norm, oracle, randn(2, 5, 3, 2) * scale, bound=1e-10)
     constant = torch.full((1, 5, 3, 2), 0.3, dtype=torch.float64)
@@ -514,7 +514,7 @@ def test_inside_a_sequential():
         ).double()
 
     ours = network((AxialAttention, AxialPositionalEmbedding))
-    theirs = network((seed.AxialAttention, seed.AxialPositionalEmbedding))
+    theirs = network((package.AxialAttention, package.AxialPositionalEmbedding))
     assert_agrees(ours, theirs, randn(2, 3, 5, 7))
 
 
@@ -587,7 +587,7 @@ def test_errors(message):
 
 def test_wide_heads_need_no_divisible_channels():
     ours = AxialAttention(3, heads=2, dim_heads=32, dim_index=1).double()
-    oracle = seed.AxialAttention(3, heads=1, dim_heads=64, dim_index=1).double()
+    oracle = package.AxialAttention(3, heads=1, dim_heads=64, dim_index=1).double()
     oracle.load_state_dict(ours.state_dict())
     for attention in oracle.axial_attentions:
         attention.fn.heads, attention.fn.dim_heads = 2, 32

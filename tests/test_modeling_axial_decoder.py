@@ -22,7 +22,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from modeling_axial import OneStream, RebuiltTwoStream, TwoStream
 from modeling_axial import modeling_axial_decoder as decoder_file
 from modeling_axial.attention import AxialSelfAttention
-from modeling_axial.axial_layer import AxialBlock
+from modeling_axial.axial_layer import OneAxisLayer
 from modeling_axial.configuration_axial_decoder import AxialDecoderConfig
 from modeling_axial.grid import neighbourhoods
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
@@ -584,7 +584,7 @@ def recorded(model, inputs, **options):
     def note(block, streams, output):
         found.append((output[1] + output[2]) / 2 if isinstance(output, tuple) else output)
 
-    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, AxialBlock)]
+    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, OneAxisLayer)]
     output = model(**inputs, output_hidden_states=True, output_attentions=True, **options)
     for hook in hooks:
         hook.remove()
@@ -907,7 +907,7 @@ def test_blocks_split_over_two_ranks(tmp_path):
     for rank, channel_order in itertools.product(run_on_ranks(all_split_and_whole, tmp_path), ("slices", "nested")):
         found = rank[channel_order]
         model = AxialForCausalImageModeling.from_pretrained(tmp_path / channel_order)
-        blocks = {name for name, module in model.named_modules() if isinstance(module, AxialBlock)}
+        blocks = {name for name, module in model.named_modules() if isinstance(module, OneAxisLayer)}
         assert set(found["split"]) == blocks | {"", "token_embeddings", "norm", "head"}
         assert found["held"] == pytest.approx(0.5, abs=0.02)
         assert found["loss"] < 1e-12 and found["gradient"] < 1e-12 and found["log_prob"] < 1e-9 and found["drawn"]

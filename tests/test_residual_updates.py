@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_axial import AxialConfig, AxialModel, OneStream, RebuiltTwoStream, TwoStream
-from modeling_axial.axial_layer import AxialBlock, AxialLayer
+from modeling_axial.axial_layer import AxialLayer, OneAxisLayer
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.residual_updates import DropPath, LayerScale, make_update
 from tests.drawn import redrawn, states
@@ -96,7 +96,7 @@ def test_rates_are_linear_over_depth():
 
 
 def test_nothing_of_them_is_there_by_default():
-    for layer in (*AxialModel(make_config()).layers, AxialBlock(make_config(**ALL), 1, False)):
+    for layer in (*AxialModel(make_config()).layers, OneAxisLayer(make_config(**ALL), 1, False)):
         assert not [*layer.attention_update.children(), *layer.feed_forward_update.children()]
     model = AxialModel(make_config())
     assert not [name for name in model.state_dict() if "scale" in name or "_norm" in name or "update" in name]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
-from modeling_axial.sampling import SAMPLERS, Draw, Known, SamplingOptions, keep_top_k, keep_top_p
+from modeling_axial.sampling import SAMPLERS, Known, LineDraws, SamplingOptions, keep_top_k, keep_top_p
 from tests.test_modeling_axial_decoder import (
     kinds,
     make_config,
@@ -153,13 +153,13 @@ def compare_steps_and_whole(monkeypatch, sampler, image_size, **overrides):
     model = make_model(image_size, num_classes=3, num_condition_channels=1, **overrides)
     options = conditions(model)
     steps = []
-    draw = Draw.__call__
+    draw = LineDraws.__call__
 
     def recording(self, position, logits):
         steps.append(logits)
         return draw(self, position, logits)
 
-    monkeypatch.setattr(Draw, "__call__", recording)
+    monkeypatch.setattr(LineDraws, "__call__", recording)
     pictures = sample(model, sampler=sampler, **options)
     with torch.no_grad():
         expected = model(pictures, **options).logits
@@ -580,7 +580,7 @@ def test_noise_is_drawn_where_the_generator_is(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exponential_", watched)
     tokens, known = torch.zeros(1, 5, device="meta", dtype=torch.long), torch.zeros(1, 5, dtype=torch.bool)
     for generator in (torch.Generator(), [torch.Generator()], None):
-        draw = Draw(SamplingOptions(generator=generator), 7, (1, 1, 5))
+        draw = LineDraws(SamplingOptions(generator=generator), 7, (1, 1, 5))
         assert draw.start_line(tokens, known, ())
         assert draw.noise.device == tokens.device
     assert devices == ["cpu", "cpu", "meta"]
@@ -601,7 +601,7 @@ def test_options_cannot_be_changed_after_they_were_checked():
 
 @pytest.mark.parametrize("place", range(3))
 def test_a_value_drawn_from_no_number_is_noticed_at_the_end_of_its_line(place):
-    draw = Draw(SamplingOptions(), 7, (1, 1, 3))
+    draw = LineDraws(SamplingOptions(), 7, (1, 1, 3))
     draw.start_line(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.bool), ())
     for position in range(3):
         logits = torch.full((1, 7), math.nan if position == place else 0.0)

@@ -1,4 +1,4 @@
-"""Weights of the seed's `AxialImageTransformer` -> a checkpoint folder that AutoModel opens.
+"""Weights of the `AxialImageTransformer` of `axial_attention` -> a checkpoint folder that AutoModel opens.
 
     python -m modeling_axial.convert.axial_attention_to_hf weights.pt folder --heads 8
 
@@ -80,10 +80,10 @@ def infer_config(
 def convert(
     state_dict: dict[str, torch.Tensor], heads: int, dim_heads: int | None = None
 ) -> AxialImageTransformerModel:
-    """The seed's weights as a model of transformers, in their own dtype.
+    """The weights of `axial_attention` as a model of transformers, in their own dtype.
 
     Args:
-        state_dict: of the seed's `AxialImageTransformer`, or of ours; a prefix `module.` is taken off.
+        state_dict: of the `AxialImageTransformer` of `axial_attention`, or of ours; a prefix `module.` is taken off.
         heads, dim_heads: as the transformer was made with; `dim_heads` follows from the weights if not given.
 
     Raises:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.hooks import RemovableHandle
 
-from ..axial_layer import ResidualPair
+from ..axial_layer import ResidualLayer
 from ..axis_module import AxisModule
 from ..reversible import OneStream, Residual, TwoStream
 from .layout import Layout
@@ -17,8 +17,8 @@ from .switching import with_neighbours
 Executor = type[OneStream] | type[TwoStream]
 
 
-def layers_of(trunk: Any) -> list[ResidualPair]:
-    return [module for module in trunk.modules() if isinstance(module, ResidualPair)]
+def layers_of(trunk: Any) -> list[ResidualLayer]:
+    return [module for module in trunk.modules() if isinstance(module, ResidualLayer)]
 
 
 def mixers_of(module: nn.Module) -> Iterator[AxisModule]:

@@ -1,10 +1,10 @@
-"""Weights made by the seed itself, converted, against what the seed computes with them."""
+"""Weights made by the package `axial_attention` itself, converted, against what it computes with them."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import axial_attention as seed
+import axial_attention as package
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -29,9 +29,9 @@ TRANSFORMERS = {
 }
 
 
-def seed_transformer(options):
+def package_transformer(options):
     torch.manual_seed(0)
-    return seed.AxialImageTransformer(**options).double()
+    return package.AxialImageTransformer(**options).double()
 
 
 def feature_maps(dim):
@@ -40,9 +40,9 @@ def feature_maps(dim):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("options", TRANSFORMERS.values(), ids=TRANSFORMERS)
-def test_converted_checkpoint_computes_what_the_seed_does(options, suffix, tmp_path, capsys):
-    transformer, x = seed_transformer(options), feature_maps(options["dim"])
-    weights = tmp_path / f"seed{suffix}"
+def test_converted_checkpoint_computes_what_the_package_does(options, suffix, tmp_path, capsys):
+    transformer, x = package_transformer(options), feature_maps(options["dim"])
+    weights = tmp_path / f"package{suffix}"
     save = torch.save if suffix == ".pt" else save_file
     save(transformer.state_dict(), weights)
     main([str(weights), str(tmp_path / "folder"), "--heads", str(options["heads"])])
@@ -60,17 +60,17 @@ def test_converted_checkpoint_computes_what_the_seed_does(options, suffix, tmp_p
 
 
 def test_prefix_of_data_parallel():
-    transformer = seed_transformer(TRANSFORMERS["reversible"])
+    transformer = package_transformer(TRANSFORMERS["reversible"])
     model = convert({f"module.{name}": tensor for name, tensor in transformer.state_dict().items()}, heads=2)
     with torch.no_grad():
         torch.testing.assert_close(model(feature_maps(6)).last_hidden_state, transformer(feature_maps(6)))
 
 
 def test_command(tmp_path):
-    torch.save(seed_transformer(TRANSFORMERS["plain"]).state_dict(), tmp_path / "seed.pt")
+    torch.save(package_transformer(TRANSFORMERS["plain"]).state_dict(), tmp_path / "package.pt")
     command = [sys.executable, "-m", "modeling_axial.convert.axial_attention_to_hf"]
     done = subprocess.run(
-        [*command, tmp_path / "seed.pt", tmp_path / "folder", "--heads", "3", "--dim-heads", "2"],
+        [*command, tmp_path / "package.pt", tmp_path / "folder", "--heads", "3", "--dim-heads", "2"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -89,7 +89,7 @@ class RunsCode:
 
 def test_files_that_run_code_are_refused(tmp_path, capsys):
     torch.save({"weight": torch.zeros(1), "other": RunsCode(str(tmp_path / "ran"))}, tmp_path / "unsafe.pt")
-    torch.save(seed_transformer(TRANSFORMERS["plain"]), tmp_path / "module.pt")
+    torch.save(package_transformer(TRANSFORMERS["plain"]), tmp_path / "module.pt")
     for name in ("unsafe.pt", "module.pt"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as plain tensors and was not loaded"):
             read_state_dict(tmp_path / name)
@@ -113,7 +113,7 @@ def test_other_files_are_named(tmp_path):
 
 
 def whole_weights(options):
-    return seed_transformer(options).state_dict()
+    return package_transformer(options).state_dict()
 
 
 def test_weights_that_do_not_fit_are_named():
@@ -130,6 +130,6 @@ def test_weights_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="(?s)not whole.*classifier"):
         convert({**weights, "classifier.weight": torch.zeros(2, 2)}, heads=7)
     with pytest.raises(ValueError, match="not the weights of an AxialImageTransformer"):
-        convert(seed.AxialAttention(4, heads=2).state_dict(), heads=2)
+        convert(package.AxialAttention(4, heads=2).state_dict(), heads=2)
     with pytest.raises(ValueError, match="not the weights of an AxialImageTransformer"):
         convert({}, heads=2)

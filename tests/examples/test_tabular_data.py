@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.tabular_data import KINDS, OTHER_ROWS, TABLES, Draw, DrawnTables, draw_group, draws, warp
+from examples.tabular_data import KINDS, OTHER_ROWS, TABLES, DrawnTables, Noise, draw_group, draws, warp
 from modeling_axial import AxialConfig
 
 CONFIG = AxialConfig(image_size=[20, 9], patch_size=1, num_labels=4, hidden_size=8, num_attention_heads=1)
@@ -39,7 +39,7 @@ def test_sizes_stay_in_their_limits_and_reach_them():
 
 def test_every_class_is_among_the_labelled_rows():
     for index in range(20):
-        group = draw_group(Draw(0, index), 4000, 6, 5, 6)
+        group = draw_group(Noise(0, index), 4000, 6, 5, 6)
         for labels, targets in zip(group["labels"], group["targets"], strict=True):
             assert set(targets.tolist()) <= set(labels.tolist())
 
@@ -49,7 +49,7 @@ def test_features_of_each_kind_tell_the_class(kind):
     """More than chance, by the means of the classes alone or, for trees, by the nearest rows."""
     right = []
     for index in range(10):
-        x, y = kind(Draw(1, index), 8, 200, 6, 3)
+        x, y = kind(Noise(1, index), 8, 200, 6, 3)
         assert x.shape == (8, 200, 6) and y.shape == (8, 200) and set(y.unique().tolist()) <= {0, 1, 2}
         x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
         distances = torch.cdist(x, x) + 1e9 * torch.eye(200)
@@ -59,7 +59,7 @@ def test_features_of_each_kind_tell_the_class(kind):
 
 
 def test_warped_features_keep_their_order_and_some_tables_stay():
-    draw = Draw(0)
+    draw = Noise(0)
     x = draw.normal(200, 50, 4)
     warped = warp(x, draw)
     standard = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
