@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test audit mutants generate checkpoint checkpoint-autoregressive style check constraints clean
+.PHONY: demo test audit mutants docs generate checkpoint checkpoint-autoregressive style check constraints clean
 
 demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
@@ -11,7 +11,7 @@ demo: .venv/installed-demo  # train a classifier of handwritten digits; called a
 test: .venv/installed-test  # all tests but the exhaustive ones, one process per core, without the network
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not audit"
 
-audit: .venv/installed-test  # the exhaustive ones, of which `make test` holds a sample
+audit: .venv/installed-dev  # the exhaustive ones, of which `make test` holds a sample, and one that builds the site
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m audit
 
 mutants: .venv/installed-test  # plant small faults one at a time, each of which some test should find
@@ -19,6 +19,9 @@ mutants: .venv/installed-test  # plant small faults one at a time, each of which
 		--files attention position_embeddings axial_layer reversible set_attention \
 		--sampled feed_forward grid line_cache modeling_axial modeling_axial_decoder patch_embeddings pooling sampling \
 			training/arguments training/checkpoints training/metrics training/processes training/sampler
+
+docs: .venv/installed-docs  # the site of the documentation, with a reference made of the docstrings: build/docs/index.html
+	$(BIN)/python -m sphinx --fail-on-warning --builder html --conf-dir docs . build/docs
 
 generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \

@@ -26,8 +26,8 @@ def load_preset(name_or_path: str | os.PathLike, **overrides) -> AxialConfig | A
         overrides: fields with another value than in the preset.
 
     Raises:
-        ValueError: for an unknown preset, or a file that is no preset.
-        `ValueError`, `huggingface_hub.errors.StrictDataclassError`: what that class raises, for unknown keys too.
+        ValueError: for an unknown preset, a file that is no preset, or a key that is no field of the class.
+        `huggingface_hub.errors.StrictDataclassError`: for a wrong type, an impossible value or combination.
     """
     path = Path(name_or_path)
     if path.suffix != ".json":
