@@ -169,6 +169,7 @@ def main() -> None:
         evaluate=lambda model: {"bits_per_dim": bits_per_dim(accelerator, average.module, held_out_loader)},
         after_step=average.update_parameters,
         also_saved=(average,),
+        units={"loss": "nats per dimension", "bits_per_dim": "bits"},
     )
 
     # ---- results ----

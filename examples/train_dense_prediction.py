@@ -131,6 +131,14 @@ def main() -> None:
     accelerator, output_dir = run.accelerator, run.output_dir
     accelerator.print(f"{data.fields.name}, measured on the {data.split.measured_on}.")
 
+    channels = data.fields.channel_names
+    names = ["rmse"] if len(channels) == 1 else [f"rmse {name}" for name in channels]
+    units = {name: unit for name, unit in zip(names, data.fields.units, strict=True) if unit}
+
+    def numbers(errors: np.ndarray) -> dict[str, float]:
+        """Those of the first lead, of errors (leads, channels)."""
+        return dict(zip(names, errors[0].tolist(), strict=True))
+
     def train(run: TrainingRun, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Trains a model, saves it, and returns what `forecast_all` says of it."""
         accelerator = run.accelerator
@@ -146,15 +154,9 @@ def main() -> None:
             _, forecasts, truth = forecast_all(accelerator, model, data, processor, loader, rollout=1)
             return numbers(rmse(forecasts, truth, weights))
 
-        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
+        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure, units=units)
         run.save_model(model)
         return forecast_all(accelerator, model, data, processor, loader, arguments.rollout)
-
-    def numbers(errors: np.ndarray) -> dict[str, float]:
-        """Those of the first lead, of errors (leads, channels)."""
-        one = errors.shape[1] == 1
-        names = ["rmse"] if one else [f"rmse {name}" for name in data.fields.channel_names]
-        return dict(zip(names, errors[0].tolist(), strict=True))
 
     model = AxialForDensePrediction(config)
     sizes = {OURS: model.num_parameters()}

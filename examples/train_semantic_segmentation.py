@@ -193,7 +193,8 @@ def main() -> None:
         def measure(model: torch.nn.Module) -> dict[str, float]:
             return score(map_by(model), data.held_out).by_name(data.label_names)
 
-        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
+        units = {} if config.dice_loss_weight else {"loss": "nats"}  # the Dice loss is a share
+        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure, units=units)
         run.save_model(model)
         return score(map_by(model), data.held_out)
 

@@ -99,6 +99,7 @@ def main() -> None:
         [make_adamw(model.parameters(), training)],
         batch_loss,
         evaluate=lambda model: on_drawn_tables(model, others, accelerator.device),
+        units={"loss": "nats", "drawn_loss": "nats"},
     )
     run.save_model(model)
 

@@ -128,7 +128,8 @@ def main() -> None:
             scores = evaluate(run.accelerator, model, loader, len(data.label_names))
             return accuracies(scores, data.label_names) | {"validation_loss": scores.loss}
 
-        model = run.fit(model, [make_adamw(model.parameters(), training)], batch_loss, measure)
+        optimizers, units = [make_adamw(model.parameters(), training)], {"loss": "nats", "validation_loss": "nats"}
+        model = run.fit(model, optimizers, batch_loss, measure, units=units)
         run.save_model(model)
         return evaluate(run.accelerator, model, loader, len(data.label_names))
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list, set_seed
+from curves import draw_curves
 from huggingface_hub import HfApi
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
@@ -274,16 +275,19 @@ class TrainingRun:
         evaluate: Callable[[torch.nn.Module], dict[str, float]],
         after_step: Callable[[torch.nn.Module], None] = lambda model: None,
         also_saved: tuple = (),
+        units: Mapping[str, str] | None = None,
     ) -> torch.nn.Module:
         """
         Trains from the checkpoint that was asked for, or from zero, to the last step. Returns the prepared model. A
         checkpoint may be of a run with another number of steps: the schedule is that of the new number from then on.
+        What was reported is drawn in `curves.png`.
 
         Args:
             batch_loss: (prepared model, batch) -> (mean loss over the examples of this process, their number).
             evaluate: prepared model -> what to report, after each epoch and the last step.
             after_step: called with the prepared model after each optimizer step.
             also_saved: objects with `state_dict` and `load_state_dict` that checkpoints hold as well.
+            units: of the reported numbers that have one, by their names; `loss` is the mean of `batch_loss`.
 
         Raises:
             `FloatingPointError`: for a loss that is not finite, and instead of saving weights that are not.
@@ -296,13 +300,14 @@ class TrainingRun:
         self._prepare(model, optimizers, also_saved)
         set_seed(self.training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
         self._step = self._resume()
-        self._open_reports()
+        self._open_reports(units)
         from_zero, start = self._step == 0, time.process_time()
         self._train_steps(batch_loss, evaluate, after_step)
         self.cpu_seconds = time.process_time() - start if from_zero else None
         self._bar.close()
         if self._log is not None:
             self._log.close()
+            draw_curves(self.output_dir)
         return self._model
 
     def _prepare(self, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], also_saved: tuple) -> None:
@@ -356,10 +361,10 @@ class TrainingRun:
                 f"{now:.3g} instead of {before:.3g}."
             )
 
-    def _open_reports(self) -> None:
+    def _open_reports(self, units: Mapping[str, str] | None) -> None:
         """Where the numbers of the steps go: metrics.jsonl, experiment trackers, and a bar or lines."""
         is_main = self.accelerator.is_main_process
-        self._log = MetricsLog(self.output_dir / "metrics.jsonl", self._step) if is_main else None
+        self._log = MetricsLog(self.output_dir / "metrics.jsonl", self._step, units) if is_main else None
         if self.run.with_tracking:
             self.accelerator.init_trackers(Path(sys.argv[0]).stem, asdict(self.training))
         # None: a bar on a terminal, and without one lines instead.

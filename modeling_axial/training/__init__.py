@@ -3,7 +3,7 @@
 from .arguments import FixedArguments, parse_arguments
 from .axis_accelerator import AxisAccelerator
 from .checkpoints import find_checkpoint, load_state, lock_folder, save_state
-from .metrics import MetricsLog, read_metrics
+from .metrics import MetricsLog, read_metrics, read_units
 from .processes import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, StopRequest, end_processes, ignore_stop_signals
 from .sampler import ResumableSampler, seeded_generator
 
@@ -22,6 +22,7 @@ __all__ = [
     "lock_folder",
     "parse_arguments",
     "read_metrics",
+    "read_units",
     "save_state",
     "seeded_generator",
 ]

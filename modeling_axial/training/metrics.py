@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -23,20 +23,25 @@ class MetricsLog:
             such as a named pipe, or a line is written for an earlier step.
     """
 
-    def __init__(self, path: str | os.PathLike, step: int = 0):
+    def __init__(self, path: str | os.PathLike, step: int = 0, units: Mapping[str, str] | None = None):
         self.path = Path(path)
         self.step = step
         kept = _length_up_to(self.path, step) if self.path.exists() else 0
         self._file = open(self.path, "ab")
         # Steps never decrease, so what has to go is the end of the file: cutting it off cannot leave a mixture.
         self._file.truncate(kept)
+        if units and not kept:
+            self._append({"step": 0, "units": dict(units)})
 
     def write(self, step: int, **values: float) -> None:
         """Appends one line. `step` must not be smaller than that of the line before."""
         if step < self.step:
             raise ValueError(f"step={step} comes after step={self.step} in {self.path}; steps must not decrease")
         self.step = step
-        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+        self._append({"step": step, **values})
+
+    def _append(self, line: dict) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -49,12 +54,23 @@ class MetricsLog:
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """
-    The lines of a log, without a half-written last one.
+    The lines of a log that have numbers, without a half-written last one.
 
     Raises:
         `ValueError`: if any other line is not a JSON object with an integer `step`, or the path is not that of a file.
     """
-    return [values for values, _ in _complete_lines(Path(path))]
+    return [values for values, _ in _complete_lines(Path(path)) if "units" not in values]
+
+
+def read_units(path: str | os.PathLike) -> dict[str, str]:
+    """
+    The units that the first line of a log says, by the names of the numbers; empty for a log without such a line.
+
+    Raises:
+        `ValueError`: as `read_metrics`, for the first line.
+    """
+    first, _ = next(_complete_lines(Path(path)), ({}, 0))
+    return first.get("units", {})
 
 
 def _complete_lines(path: Path) -> Iterator[tuple[dict, int]]:
@@ -74,10 +90,10 @@ def _complete_lines(path: Path) -> Iterator[tuple[dict, int]]:
 
 
 def _length_up_to(path: Path, step: int) -> int:
-    """Bytes of the leading lines whose step is at most `step`."""
+    """Bytes of the leading lines whose step is at most `step`; none of them for step 0."""
     length = 0
     for values, position in _complete_lines(path):
-        if values["step"] > step:
+        if values["step"] > step or step == 0:
             break
         length = position
     return length

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from modeling_axial.training import MetricsLog, read_metrics
+from modeling_axial.training import MetricsLog, read_metrics, read_units
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_damage_before_the_kept_step_is_an_error_and_changes_nothing(path, damag
 def test_what_is_no_file_is_refused_by_name_and_stays(path, kind):
     make = {"named pipe": os.mkfifo, "folder": os.mkdir, "link to a device": lambda path: path.symlink_to("/dev/null")}
     make[kind](path)
-    for opened in (MetricsLog, read_metrics):
+    for opened in (MetricsLog, read_metrics, read_units):
         with pytest.raises(ValueError, match="metrics.jsonl must be a file; remove what is there"):
             opened(path)
     assert os.path.lexists(path)
@@ -97,6 +97,27 @@ def test_damage_behind_the_kept_step_is_cut_off(path):
     path.write_bytes(b'{"step": 1}\n{"step": 2}\ngarbage\n')
     write_lines(path, 1)
     assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_the_first_line_says_units_and_stays_when_a_run_goes_on(path):
+    assert not path.exists()
+    units = {"loss": "nats", "bits_per_dim": "bits"}
+    for resumed_at, steps in ((0, range(1, 5)), (2, range(3, 7)), (0, range(1, 3))):
+        log = MetricsLog(path, resumed_at, units)
+        for step in steps:
+            log.write(step, loss=float(step))
+        log.close()
+        assert read_units(path) == units and path.read_text().count("units") == 1
+        assert [line["step"] for line in read_metrics(path)] == list(range(1, steps[-1] + 1))
+
+
+def test_a_log_without_units_goes_on_without_them(path):
+    write_lines(path, 0, {"step": 1, "loss": 2.0})
+    assert read_units(path) == {}
+    MetricsLog(path, 1, {"loss": "nats"}).close()
+    assert read_units(path) == {} and len(read_metrics(path)) == 1
+    MetricsLog(path, 0, {"loss": "nats"}).close()
+    assert read_units(path) == {"loss": "nats"} and read_metrics(path) == []
 
 
 def test_infinite_and_undefined_values_come_back(path):
