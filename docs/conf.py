@@ -1,7 +1,7 @@
 """The site of the documentation, which `make docs` builds from the Markdown files as they are and from the docstrings.
 
 The folder of the repository is that of the site: a relative link leads to the same file in both. The README is the
-first page, and the order of its links is that of the navigation.
+first page, and the order of its tables is that of the navigation.
 """
 
 import re
@@ -42,8 +42,8 @@ python_maximum_signature_line_length = 100
 
 
 def linked_pages(folder):
-    """Pages of a folder in the order in which the README links them."""
-    return list(dict.fromkeys(re.findall(rf"\]\(({folder}/[^)#]+)\.md[)#]", README)))
+    """Pages of a folder, in the order of the tables of the README."""
+    return re.findall(rf"^\| \[[^]]+\]\(({folder}/[^)]+)\.md\)", README, re.MULTILINE)
 
 
 def contents(caption, pages):
@@ -59,7 +59,7 @@ NAVIGATION = {
         + ("distributed", "training", "testing")
     ],
     "Models": linked_pages("checkpoints"),
-    "Results": ["examples/results", "examples/benchmarks/results/*"],
+    "Measurements": ["examples/results", "examples/benchmarks/results/*"],
     "Project": ["CHANGELOG", "CONTRIBUTING"],
 }
 
@@ -92,7 +92,7 @@ def read_markdown(app, what, name, obj, options, lines):
 def begin_at_the_readme(app, exception):
     """A folder is opened by its index.html."""
     if exception is None and app.builder.format == "html":
-        shutil.copyfile(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
+        shutil.copyfile(Path(app.outdir) / f"{app.config.root_doc}.html", Path(app.outdir) / "index.html")
 
 
 def setup(app):

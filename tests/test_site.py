@@ -105,6 +105,7 @@ def test_dead_links_of_a_site_are_seen(tmp_path):
 
 @pytest.mark.audit
 def test_the_site_is_built_without_a_warning_or_a_dead_link(tmp_path):
+    pytest.importorskip("sphinx", reason="is of the extra docs, which dev has")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "--builder", "html"]
     done = subprocess.run([*command, "--conf-dir", "docs", ".", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
