@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.output_capturing import OutputRecorder
 
 from .attention import AxialAttentionCore
@@ -309,8 +309,8 @@ class AxialForCausalImageModeling(CodeCarryingModel):
                 boolean mask is True. Along an axis where either is longer than 1 the picture has that length, along
                 others that of `condition`, or the native one.
             position_ids: as in `forward`, of the picture that is drawn.
-            options: `temperature`, `top_k`, `top_p`, `guidance_scale`, `generator`, `sampler` and `show_progress`, for
-                which see `SamplingOptions`.
+            options: `temperature`, `top_k`, `top_p`, `guidance_scale`, `generator`, `max_batch_size`, `sampler` and
+                `show_progress`, for which see `SamplingOptions`.
 
         Raises:
             ValueError: for shapes or values that are impossible, and if logits are NaN or infinite.
@@ -325,32 +325,54 @@ class AxialForCausalImageModeling(CodeCarryingModel):
         input_ids, mask = values.input_ids, values.mask
         _, class_labels = self._check_inputs(input_ids, class_labels, condition)
         cells = self._cells(position_ids, input_ids)
-        draw = LineDraws(sampling, self.config.vocab_size, mask.shape)
-        if sampling.is_guided:
-            if class_labels is None or not self.config.class_dropout_prob:
-                raise ValueError(
-                    f"guidance_scale={sampling.guidance_scale} needs a model with class_dropout_prob above 0."
-                )
-            # Each picture twice, the second time of an unknown class; both get what is drawn.
-            input_ids, mask = (torch.cat((states, states)) for states in (input_ids, mask))
-            class_labels = torch.cat((class_labels, torch.full_like(class_labels, self.config.unknown_class)))
-            condition = None if condition is None else torch.cat((condition, condition))
-            cells = tuple(AxisCells(axis.positions.expand(num_images, -1).repeat(2, 1)) for axis in cells)
-        grids, known_grids = self._split_grids(input_ids), self._split_grids(mask)
-        layer_context = LayerContext(cells=cells)
+        if sampling.is_guided and (class_labels is None or not self.config.class_dropout_prob):
+            raise ValueError(f"guidance_scale={sampling.guidance_scale} needs a model with class_dropout_prob above 0.")
+        batches = sampling.in_batches(num_images)
 
         training_modules = [module for module in self.modules() if module.training]
         self.eval()  # dropout would make the samplers disagree, and the distribution another
         try:
-            for index in range(self.config.num_grids):
-                channel = torch.full(input_ids.shape[:1], index, device=input_ids.device)
-                context = self.make_context(input_ids, channel, class_labels, condition, layer_context)
-                SAMPLERS[sampling.sampler](self, grids[:, index], known_grids[:, index], context, layer_context, draw)
+            with logging.tqdm(total=mask.numel(), disable=not sampling.show_progress) as progress:
+                for batch, of_batch in batches:
+                    self._fill(
+                        input_ids[batch],
+                        mask[batch],
+                        None if class_labels is None else class_labels[batch],
+                        None if condition is None else condition[batch],
+                        tuple(axis if len(axis.positions) == 1 else AxisCells(axis.positions[batch]) for axis in cells),
+                        LineDraws(of_batch, self.config.vocab_size, len(mask[batch]), progress.update),
+                    )
         finally:
-            draw.progress.close()
             for module in training_modules:
                 module.training = True
-        return input_ids[:num_images]
+        return input_ids
+
+    def _fill(
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        condition: torch.Tensor | None,
+        cells: tuple[AxisCells, ...],
+        draw: LineDraws,
+    ) -> None:
+        """Draws the values of `input_ids` (B, C, *grid) where `mask` is False, in place."""
+        values, num_images = input_ids, len(input_ids)
+        if draw.options.is_guided and class_labels is not None:
+            # Each picture twice, the second time of an unknown class; both get what is drawn.
+            values, mask = (torch.cat((states, states)) for states in (values, mask))
+            class_labels = torch.cat((class_labels, torch.full_like(class_labels, self.config.unknown_class)))
+            condition = None if condition is None else torch.cat((condition, condition))
+            cells = tuple(AxisCells(axis.positions.expand(num_images, -1).repeat(2, 1)) for axis in cells)
+        grids, known_grids = self._split_grids(values), self._split_grids(mask)
+        layer_context = LayerContext(cells=cells)
+        sample = SAMPLERS[draw.options.sampler]
+        for index in range(self.config.num_grids):
+            channel = torch.full(values.shape[:1], index, device=values.device)
+            context = self.make_context(values, channel, class_labels, condition, layer_context)
+            sample(self, grids[:, index], known_grids[:, index], context, layer_context, draw)
+        if draw.options.is_guided:
+            input_ids.copy_(values[:num_images])
 
     # The parts of the model, in the order in which data flow through them; the samplers call them one by one.
 

@@ -20,11 +20,11 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from .grid import shift
 from .layer_context import LayerContext
@@ -114,6 +114,9 @@ class SamplingOptions:
             the work (classifier-free guidance, Ho and Salimans 2022, arXiv 2207.12598). Needs `class_dropout_prob`.
         generator: where the noise comes from; torch's own random state if not given. Of a list of one for each picture,
             each draws its own, which is then the same (to rounding) alone or in any batch.
+        max_batch_size: how many pictures are drawn at a time, by which the memory is bounded; all if not given. Each
+            picture then has a generator of its own, as in a list, seeded from the one that is given: it is the same (to
+            rounding) whatever the number.
         sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
             once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
             `"compiled"`: as `"cached"`, the step of a pixel by compiled code. The first call for a number of pictures
@@ -129,6 +132,7 @@ class SamplingOptions:
     top_p: float | None = None
     guidance_scale: float = 1.0
     generator: torch.Generator | list[torch.Generator] | None = None
+    max_batch_size: int | None = None
     sampler: str = "cached"
     show_progress: bool = False
 
@@ -145,6 +149,8 @@ class SamplingOptions:
             raise ValueError(f"guidance_scale must be at least 1 and finite, got {self.guidance_scale}.")
         if self.generator is not None and not all(isinstance(each, torch.Generator) for each in self.generators):
             raise ValueError(f"generator must be a torch.Generator or a list of them, got {self.generator!r}.")
+        if self.max_batch_size is not None and (not isinstance(self.max_batch_size, int) or self.max_batch_size < 1):
+            raise ValueError(f"max_batch_size must be an integer of at least 1, got {self.max_batch_size!r}.")
 
     @property
     def is_guided(self) -> bool:
@@ -155,6 +161,21 @@ class SamplingOptions:
         """One for all pictures, or one for each."""
         return list(self.generator) if isinstance(self.generator, list | tuple) else [self.generator]
 
+    def in_batches(self, num_images: int) -> list[tuple[slice, "SamplingOptions"]]:
+        """Which pictures are drawn together, and by which options. `ValueError` for a wrong number of generators."""
+        generators = self.generators
+        if isinstance(self.generator, list | tuple) and len(generators) != num_images:
+            raise ValueError(f"generator lists {len(generators)} for num_images={num_images}: give each its own.")
+        if self.max_batch_size is None:
+            return [(slice(num_images), self)]
+        if not isinstance(self.generator, list | tuple):
+            device = "cpu" if self.generator is None else self.generator.device
+            seeds = torch.randint(2**62, (num_images,), generator=self.generator, device=device)
+            generators = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+        starts = range(0, num_images, self.max_batch_size)
+        batches = [slice(start, start + self.max_batch_size) for start in starts]
+        return [(batch, replace(self, generator=generators[batch])) for batch in batches]
+
 
 class LineDraws:
     """Draws the values of one line after the other, in place; known values stay, but use up their noise as well.
@@ -162,22 +183,23 @@ class LineDraws:
     Guided, it is given every picture twice, in the two halves of the batch, and draws once for both.
     """
 
-    def __init__(self, options: SamplingOptions, vocab_size: int, shape: tuple[int, ...]):
-        """`shape`: of all that is drawn, (images, C, *grid). Raises `ValueError` for a list of too many or few
-        generators."""
+    def __init__(
+        self,
+        options: SamplingOptions,
+        vocab_size: int,
+        num_images: int,
+        on_drawn: Callable[[int], Any] = lambda _: None,
+    ):
+        """`on_drawn` is called with the number of values that have been drawn, or were known."""
         self.options = options
         self.vocab_size = vocab_size
         self.temperature = min(options.temperature, sys.float_info.max)  # by infinity, -inf would become NaN
         self.warpers = [] if options.top_k is None else [partial(keep_top_k, top_k=options.top_k)]
         if options.top_p is not None and options.top_p < 1:
             self.warpers.append(partial(keep_top_p, top_p=options.top_p, temperature=self.temperature))
-        self.num_images = shape[0]
+        self.num_images = num_images
         self.generators = options.generators
-        if isinstance(options.generator, list | tuple) and len(self.generators) != self.num_images:
-            raise ValueError(
-                f"generator lists {len(self.generators)} for num_images={self.num_images}: give each its own."
-            )
-        self.progress = logging.tqdm(total=math.prod(shape), disable=not options.show_progress)
+        self.on_drawn = on_drawn
 
     def start_line(self, tokens: torch.Tensor, known: torch.Tensor, line: tuple[int, ...]) -> bool:
         """Turns to a line of `tokens` (B, *grid) and draws its noise. Returns whether any value of it is unknown."""
@@ -194,7 +216,7 @@ class LineDraws:
         self.noise = noise.log_().mul_(-min(self.temperature, 1.0)).to(tokens.device)
         self.any_known = bool(self.known.any())
         if self.any_known and self.known.all():
-            self.progress.update(self.num_images * length)
+            self.on_drawn(self.num_images * length)
             return False
         return True
 
@@ -213,7 +235,7 @@ class LineDraws:
             scores = scores if self.temperature <= 1 else scores / self.temperature
         scores = self.noise[:, position].add_(scores)
         tokens, drawn = self.tokens[:, position], scores.argmax(-1)
-        self.progress.update(len(drawn))
+        self.on_drawn(len(drawn))
         drawn = torch.cat((drawn, drawn)) if self.options.is_guided else drawn
         tokens.copy_(torch.where(self.known[:, position], tokens, drawn) if self.any_known else drawn)
         # All scores of the line have been added to its noise: a device waits for this look once per line.

@@ -503,6 +503,44 @@ def test_a_picture_with_its_own_generator_is_the_same_in_any_batch(guidance_scal
         model.generate(2, **draw([0, 1])[1], generator=[torch.Generator()])
 
 
+@pytest.mark.parametrize("given", ["nothing", "one generator", "a list"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_pictures_are_the_same_whatever_the_batches(guidance_scale, given, monkeypatch):
+    model = make_model((3, 5), vocab_size=11, num_classes=3, class_dropout_prob=0.1, num_condition_channels=1)
+    mask = torch.rand(7, 2, 3, 5, generator=torch.Generator().manual_seed(1)) < 0.2
+    values = torch.randint(11, (7, 2, 3, 5), generator=torch.Generator().manual_seed(2))
+    positions = [torch.rand(7, length, generator=torch.Generator().manual_seed(3)) for length in (3, 5)]
+    batch_sizes = []
+    fill = type(model)._fill
+    monkeypatch.setattr(
+        type(model), "_fill", lambda self, part, *rest: (batch_sizes.append(len(part)), fill(self, part, *rest))
+    )
+
+    def draw(max_batch_size, position_ids):
+        torch.manual_seed(4)
+        generators = {
+            "nothing": None,
+            "one generator": torch.Generator().manual_seed(5),
+            "a list": [torch.Generator().manual_seed(row) for row in range(7)],
+        }
+        return model.generate(
+            7,
+            **conditions(model, num_images=7),
+            known=(values, mask),
+            position_ids=position_ids,
+            guidance_scale=guidance_scale,
+            generator=generators[given],
+            max_batch_size=max_batch_size,
+        )
+
+    for position_ids in (None, positions, [positions[0][:1], positions[1][0]]):
+        whole = draw(7, position_ids)
+        assert len({tuple(picture.flatten().tolist()) for picture in whole}) == 7
+        for max_batch_size in (1, 3, 100):
+            assert torch.equal(draw(max_batch_size, position_ids), whole)
+    assert batch_sizes == 3 * [7, *7 * [1], 3, 3, 1, 7]
+
+
 def test_equal_generators_draw_equal_pictures():
     generators = tuple(torch.Generator().manual_seed(seed) for seed in (3, 4, 3))
     first, second, third = make_model(vocab_size=11).generate(3, generator=generators)
@@ -580,7 +618,7 @@ def test_noise_is_drawn_where_the_generator_is(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exponential_", watched)
     tokens, known = torch.zeros(1, 5, device="meta", dtype=torch.long), torch.zeros(1, 5, dtype=torch.bool)
     for generator in (torch.Generator(), [torch.Generator()], None):
-        draw = LineDraws(SamplingOptions(generator=generator), 7, (1, 1, 5))
+        draw = LineDraws(SamplingOptions(generator=generator), 7, 1)
         assert draw.start_line(tokens, known, ())
         assert draw.noise.device == tokens.device
     assert devices == ["cpu", "cpu", "meta"]
@@ -601,7 +639,7 @@ def test_options_cannot_be_changed_after_they_were_checked():
 
 @pytest.mark.parametrize("place", range(3))
 def test_a_value_drawn_from_no_number_is_noticed_at_the_end_of_its_line(place):
-    draw = LineDraws(SamplingOptions(), 7, (1, 1, 3))
+    draw = LineDraws(SamplingOptions(), 7, 1)
     draw.start_line(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.bool), ())
     for position in range(3):
         logits = torch.full((1, 7), math.nan if position == place else 0.0)
@@ -666,6 +704,9 @@ def test_progress(capsys):
         ({"generator": [torch.Generator(), None]}, "generator must be a torch.Generator or a list of them"),
         ({"generator": [torch.Generator()]}, "generator lists 1 for num_images=2: give each its own"),
         ({"generator": []}, "generator lists 0 for num_images=2"),
+        ({"max_batch_size": 0}, "max_batch_size must be an integer of at least 1, got 0"),
+        ({"max_batch_size": 2.0}, "max_batch_size must be an integer of at least 1, got 2.0"),
+        ({"generator": [torch.Generator()], "max_batch_size": 1}, "generator lists 1 for num_images=2"),
         ({"known": ([[3]], torch.ones(1, 1, 1, 1) > 0)}, r"known values must be a tensor of integers.*\[\[3\]\]"),
         ({"known": (torch.ones(1, 1, 1, 1) > 0, torch.ones(1, 1, 1, 1) > 0)}, "integers from 0 to 4, got torch.bool"),
         ({"class_labels": torch.tensor([0, 1])}, "num_classes=None"),
