@@ -23,6 +23,7 @@ include_patterns = ["*.md", "checkpoints/**.md", "configuration/**.md", "docs/**
 ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
 exclude_patterns = [*ignored, *(f"**/{pattern}" for pattern in ignored)]
 
+smartquotes = False  # which would join the hyphens of options
 html_theme = "furo"
 html_title = f"Axial {release}"
 
@@ -87,6 +88,8 @@ def read_markdown(app, what, name, obj, options, lines):
     text = re.sub(r"\[([^]`]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`__", text)
     text = re.sub(r"^ *</?Tip>$", "", text, flags=re.MULTILINE)
     lines[:] = text.split("\n")
+    if what == "property":
+        lines.insert(0, "")  # or napoleon takes what stands before a colon for its type
 
 
 def begin_at_the_readme(app, exception):

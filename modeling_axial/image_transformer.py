@@ -489,8 +489,10 @@ class AxialImageTransformerModel(CodeCarryingModel):
     def forward(self, feature_maps: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
         r"""
         feature_maps (`torch.FloatTensor` of shape `(batch_size, hidden_size, *grid)`):
-            Features of one picture, clip or volume each, on any grid; `last_hidden_state` has the same shape. With
-            learned positions the grid may not exceed `position_embedding_shape`.
+            Features of one picture, clip or volume each, on any grid. With learned positions the grid may not exceed
+            `position_embedding_shape`.
+
+        Returns `last_hidden_state` of the same shape.
 
         With `output_hidden_states`, `num_hidden_layers + 1` feature maps: with the positions, then after each layer
         (the mean of the two streams where there are two), the last being `last_hidden_state`. With

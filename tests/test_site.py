@@ -33,9 +33,9 @@ def test_every_public_name_stands_in_the_reference_once():
     assert sorted(names) == sorted(modeling_axial.__all__)
 
 
-def read_docstring(text):
+def read_docstring(text, what="class"):
     lines = text.split("\n")
-    CONF["read_markdown"](None, "class", "name", None, None, lines)
+    CONF["read_markdown"](None, what, "name", None, None, lines)
     return "\n".join(lines)
 
 
@@ -52,6 +52,7 @@ def read_docstring(text):
 )
 def test_docstrings_are_read_as_they_are_meant(docstring, read):
     assert read_docstring(docstring) == read
+    assert read_docstring(docstring, "property") == f"\n{read}"
 
 
 # Links
