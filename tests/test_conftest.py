@@ -5,8 +5,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests.conftest import in_shard
 
 ROOT = Path(__file__).parents[1]
 REMOTE = "192.0.2.1"  # reserved for documentation (RFC 5737): nobody answers there
@@ -109,3 +112,16 @@ def test_run_python_refuses_to_run_where_the_package_is(run_python):
 def test_run_python_fails_the_test_with_the_output(run_python):
     with pytest.raises(pytest.fail.Exception, match="(?s)exit status 3.*seen.*ValueError"):
         run_python("import sys, traceback; print('seen'); traceback.print_exception(ValueError()); sys.exit(3)")
+
+
+def test_shards_are_all_tests_each_once():
+    items = [SimpleNamespace(path=Path(f"tests/test_{name}.py"), name=name) for name in "bdacbacfe"]
+    shards = [in_shard(items, f"{number}/4") for number in (1, 2, 3, 4)]
+    assert [[item.name for item in shard] for shard in shards] == [["a", "a", "e"], ["b", "b", "f"], ["c", "c"], ["d"]]
+    assert in_shard(items, "1/1") == items
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1/0", "1", "", "a/b", "-1/4", "1/4/4"])
+def test_what_is_no_shard_is_refused(shard):
+    with pytest.raises(pytest.UsageError, match="TEST_SHARD is a number and how many there are"):
+        in_shard([], shard)
