@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from image_classification_data import printable
 from image_classification_report import quoted
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
@@ -54,15 +55,24 @@ def tile(pictures: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
     return np.pad(np.concatenate(rows), ((0, border), (0, border), (0, 0)), constant_values=128)
 
 
+def tile_known(pictures: np.ndarray, known: np.ndarray, columns: int) -> np.ndarray:
+    """The same with a fourth channel, opacity, which is 0 where `known` (N, [time,] height, width) is False."""
+    tiled, seen = tile(pictures, columns), tile(known[..., None] * np.uint8(255), columns)
+    return np.concatenate([np.broadcast_to(tiled, (*tiled.shape[:2], 3)), (seen > 0) * np.uint8(255)], -1)
+
+
 def draw_tiles(path: Path, panels: dict[str, np.ndarray]) -> None:
-    """Draws tiled pictures beside each other, each under its title."""
+    """Draws tiled pictures beside each other, each under its title. What is transparent is hatched."""
     heights, widths = zip(*(panel.shape[:2] for panel in panels.values()), strict=True)
     scale = max(1.5 / min(heights), 8 / sum(widths), 0.01)  # inches for each pixel, which is a dot at least
     figure = Figure(figsize=(scale * sum(widths) + 0.4, scale * max(heights) + 0.5), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for panel, (title, picture) in zip(axes, panels.items(), strict=True):
+        if picture.shape[-1] == 4:
+            behind = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "lw": 0, "zorder": -1}
+            panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, **behind))
         panel.imshow(
-            picture if picture.shape[-1] == 3 else picture[:, :, 0],
+            picture[:, :, 0] if picture.shape[-1] == 1 else picture,
             cmap="gray",
             vmin=0,
             vmax=255,
@@ -115,11 +125,9 @@ def draw_completions(
         guidance_scale=guidance_scale,
         show_progress=True,
     )
-    panels = {"given": torch.where(known, original, 0), "drawn by the model": drawn, "original": original}
-    draw_tiles(
-        path,
-        {title: tile(to_levels(pictures, model.config.vocab_size), columns) for title, pictures in panels.items()},
-    )
+    drawn, original = (to_levels(pictures, model.config.vocab_size) for pictures in (drawn, original))
+    given = tile_known(original, known[:, 0].cpu().numpy(), columns)
+    draw_tiles(path, {"given": given, "drawn by the model": tile(drawn, columns), "original": tile(original, columns)})
 
 
 def classes_of_judge(classifier: str, of_model: Sequence[str]) -> torch.Tensor:

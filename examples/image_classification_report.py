@@ -1,8 +1,10 @@
 """What is told about a trained classifier: its numbers beside baselines, pictures of them, a model card."""
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,18 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from image_classification_data import Digits, HubPictures, PictureFolder, printable
 from image_classification_scores import Scores
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import PowerNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import Dataset
 
 from modeling_axial import AxialForImageClassification, AxialSelfAttention, InducedAxialAttention
 
-COLUMNS = 10
-LINE_LENGTH = 13  # in letters: what fits above a picture
+WIDTH, COLUMNS, ROWS = 10, 8, 2  # of the figure, in inches, and of each part of it, in pictures
+LINE_LENGTH = 15  # in letters: what fits above a picture
 PRINTED_CLASSES = 50  # more of them are told in files alone
-DRAWN_CLASSES = 30
+NAMED_CLASSES = 30  # more of them are drawn without their names
 
 
 @contextmanager
@@ -84,24 +88,6 @@ def score_table(scores: Scores, label_names: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def draw_confusion(path: Path, scores: Scores, label_names: Sequence[str]) -> None:
-    """Draws how many pictures of each class are taken for which, coloured by their share of those of the class."""
-    shares = scores.confusion / scores.support[:, None].clamp(min=1)
-    side = 2.5 + 0.45 * len(label_names)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    panel = figure.subplots()
-    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(shares.shape):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        panel.text(column, row, f"{scores.confusion[row, column]}", ha="center", va="center", color=colour, fontsize=8)
-    names = [shortened(name) for name in label_names]
-    panel.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
-    panel.set_yticks(range(len(names)), names, parse_math=False)
-    panel.set_xlabel("predicted class")
-    panel.set_ylabel("true class")
-    _write(figure, path)
-
-
 def attention_received(attentions: Sequence[torch.Tensor], grid_shape: Sequence[int]) -> list[torch.Tensor]:
     """
     For each axis, how much attention each cell of the grid receives along it, `(B, *grid)`: the mean over layers,
@@ -120,52 +106,56 @@ def attention_received(attentions: Sequence[torch.Tensor], grid_shape: Sequence[
 
 
 def draw_predictions(
-    path: Path,
-    model: nn.Module,
-    dataset: Dataset,
-    predictions: torch.Tensor,
-    labels: torch.Tensor,
-    label_names: Sequence[str],
+    path: Path, model: nn.Module, dataset: Dataset, scores: Scores, label_names: Sequence[str]
 ) -> None:
     """
-    Draws pictures spread evenly over `dataset`, the first of those that are classified wrongly, and, for an axial
-    model without inducing points, where some of them are attended to along each axis. `predictions` and `labels`:
-    (len(dataset),), as numbers.
+    Draws what a classifier says of a data set that has these `scores`: some of the pictures that it takes for what they
+    are, some of the others, which classes it takes for which, if there are three at least, and, for an axial model
+    without inducing points, where pictures are attended to along each axis.
     """
-    spread = np.unique(np.linspace(0, len(dataset) - 1, 4 * COLUMNS).astype(int)).tolist()
-    wrong = torch.nonzero(predictions != labels).flatten().tolist()
-    rows = -(-len(spread) // COLUMNS)
-
-    figure = Figure(figsize=(COLUMNS, 1.3 * rows + 7), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.3 * rows + 0.3, 1.7, 5])
-    top.suptitle(f"{len(spread)} of {len(dataset)} pictures measured on: predicted class")
-    middle.suptitle(f"{min(COLUMNS, len(wrong))} of {len(wrong)} errors: predicted ≠ true class")
-    for part, indices, part_rows in ((top, spread, rows), (middle, wrong[:COLUMNS], 1)):
-        panels = part.subplots(part_rows, COLUMNS, squeeze=False).ravel()
-        for panel in panels:
-            panel.axis("off")
-        for panel, index in zip(panels, indices, strict=False):
-            predicted, true = shortened(label_names[predictions[index]]), shortened(label_names[labels[index]])
-            right = bool(predictions[index] == labels[index])
-            error = f"{predicted} ≠ {true}"
-            if len(error) > LINE_LENGTH:
-                error = f"{predicted}\n≠ {true}"
-            panel.imshow(stretched(dataset[index][0]), cmap="gray")
-            panel.set_title(
-                predicted if right else error,
-                color="green" if right else "red",
-                fontsize=9,
-                parse_math=False,  # a name may hold dollar signs
+    right = scores.predictions == scores.labels
+    sections = []  # heights in inches, titles, and what draws them
+    text = 0.38 + 0.14 * max(wrapped(name).count("\n") for name in label_names)  # a name and a probability
+    for indices, title, height in (
+        (right.nonzero().flatten(), "recognised", 1.2 + text),
+        ((~right).nonzero().flatten(), "errors: predicted class above, true class below", 1.2 + 2 * text),
+    ):
+        if shown := _spread(indices, ROWS * COLUMNS):
+            draw = partial(
+                _draw_pictures, model=model, dataset=dataset, indices=shown, scores=scores, names=label_names
             )
+            sections.append((height * -(-len(shown) // COLUMNS), f"{len(shown)} of {len(indices):,} {title}", draw))
+    if len(label_names) > 2:
+        draw = partial(_draw_confusion, scores=scores, names=label_names)
+        sections.append((min(2 + 0.3 * len(label_names), WIDTH), "which class is taken for which", draw))
     if isinstance(model, AxialForImageClassification) and all(axis.mixer == "full" for axis in model.config.axes):
-        _draw_attention(bottom, model, torch.stack([dataset[index][0] for index in spread[:: COLUMNS - 3]]))
-    _write(figure, path)
+        pixel_values = torch.stack([dataset[index][0] for index in _spread(torch.arange(len(right)), COLUMNS)])
+        title = "attention that each patch receives, as a multiple of an even share (mean over layers and heads)"
+        sections.append((3.7, title, partial(_draw_attention, model=model, pixel_values=pixel_values)))
 
-
-def _write(figure: Figure, path: Path) -> None:
+    heights = [height + 0.3 for height, _, _ in sections]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.4), layout="constrained")
+    figure.suptitle(f"accuracy {scores.accuracy:.2%} on {len(right):,} pictures", fontsize=14)
+    parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights).ravel()
+    for part, (_, title, draw) in zip(parts, sections, strict=True):
+        part.suptitle(title)
+        draw(part)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box
-        figure.savefig(path, dpi=100, bbox_inches="tight")
+        figure.savefig(path, dpi=100)
+
+
+def _spread(indices: torch.Tensor, most: int) -> list[int]:
+    """At most so many of the indices (N,), spread evenly."""
+    return indices[np.unique(np.linspace(0, len(indices) - 1, most).astype(int))].tolist() if len(indices) else []
+
+
+def wrapped(name: str) -> str:
+    """The name of a class in at most two lines that fit above a picture."""
+    lines = textwrap.wrap(name, LINE_LENGTH)
+    if len(lines) > 2:
+        lines = [lines[0], lines[1][: LINE_LENGTH - 1].rstrip(" ,;") + "…"]
+    return "\n".join(lines)
 
 
 def _line(name: str) -> str:
@@ -173,33 +163,75 @@ def _line(name: str) -> str:
     return " ".join(name.split())
 
 
-def shortened(name: str) -> str:
-    """The same, cut to what fits above a picture."""
+def shortened(name: str, length: int = LINE_LENGTH) -> str:
+    """The same, cut to so many letters."""
     name = _line(name)
-    return name if len(name) <= LINE_LENGTH else name[: LINE_LENGTH - 1] + "…"
+    return name if len(name) <= length else name[: length - 1].rstrip(" ,;") + "…"
+
+
+def _draw_pictures(
+    figure, model: nn.Module, dataset: Dataset, indices: list[int], scores: Scores, names: Sequence[str]
+) -> None:
+    """Pictures under their predicted classes and, of errors, above the true ones, with the probabilities of both."""
+    panels = figure.subplots(-(-len(indices) // COLUMNS), COLUMNS, squeeze=False).ravel()
+    for panel, index in zip(panels, indices, strict=False):
+        picture = dataset[index][0]
+        with torch.inference_mode():
+            probabilities = model(pixel_values=picture[None].to(model.device)).logits[0].float().softmax(-1).cpu()
+        predicted, true = int(scores.predictions[index]), int(scores.labels[index])
+        above, below = (f"{wrapped(names[label])}\n{probabilities[label]:.0%}" for label in (predicted, true))
+        panel.imshow(stretched(picture), cmap="gray")
+        # A name may hold dollar signs, which are no formula.
+        panel.set_title(above, color="black" if predicted == true else "red", fontsize=8, parse_math=False)
+        if predicted != true:
+            panel.set_xlabel(below, color="green", fontsize=8, parse_math=False)
+    for panel in panels:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    for panel in panels[len(indices) :]:
+        panel.axis("off")
+
+
+def _draw_confusion(figure, scores: Scores, names: Sequence[str]) -> None:
+    """How many pictures of each class are taken for which, coloured by their share of those of the class."""
+    shares = (scores.confusion / scores.support[:, None].clamp(min=1)).numpy()
+    panel = figure.subplots()
+    panel.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # a small share is to be seen, too
+    panel.set(xlabel="predicted class", ylabel="true class", xticks=[], yticks=[])
+    if len(names) > NAMED_CLASSES:
+        return
+    for row, column in scores.confusion.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.3 else "black"
+        panel.text(column, row, f"{scores.confusion[row, column]}", ha="center", va="center", color=colour, fontsize=7)
+    names = [shortened(name, 2 * LINE_LENGTH) for name in names]
+    panel.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)
+    panel.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
 
 
 def _draw_attention(figure, model: AxialForImageClassification, pixel_values: torch.Tensor) -> None:
-    """One column for each picture: itself, then what its patches receive among the rows, then among the columns."""
+    """One column for each picture: itself, then over it what its patches receive along the height, and the width."""
     with torch.inference_mode():
         attentions = model(pixel_values=pixel_values.to(model.device), output_attentions=True).attentions
-    figure.suptitle("attention that each patch receives (mean over layers and heads; 1 = spread evenly)")
-    panels = figure.subplots(3, len(pixel_values), squeeze=False)
-    for panel in panels.flat:
-        panel.set_xticks([])
-        panel.set_yticks([])
-    for panel, picture in zip(panels[0], pixel_values, strict=True):
-        panel.imshow(stretched(picture), cmap="gray")
-    names = ("along the height", "along the width")
     grid_shape = [
         pixels // patch for pixels, patch in zip(pixel_values.shape[2:], model.config.patch_shape, strict=True)
     ]
-    for row, name, received in zip(panels[1:], names, attention_received(attentions, grid_shape), strict=True):
-        received = received.float().cpu().numpy()
-        row[0].set_ylabel(name)
-        for panel, values in zip(row, received, strict=True):
-            image = panel.imshow(values, cmap="viridis", vmin=0, vmax=received.max())
-        figure.colorbar(image, ax=row)
+    received = torch.stack(attention_received(attentions, grid_shape)).float().cpu().numpy()
+    panels = figure.subplots(3, len(pixel_values), squeeze=False)
+    for panel in panels.flat:
+        panel.set(xticks=[], yticks=[])
+    norm = TwoSlopeNorm(1, 0, max(2, received.max()))
+    for column, picture, maps in zip(panels.T, pixel_values, received.swapaxes(0, 1), strict=True):
+        column[0].imshow(stretched(picture), cmap="gray")
+        height, width = picture.shape[1:]
+        for panel, values in zip(column[1:], maps, strict=True):
+            # Paler than it is, so that colours show on what is dark. An even share has no colour.
+            panel.imshow(stretched(picture).mean(-1), cmap="gray", vmin=-1, vmax=1)
+            strength = 1.6 * abs(norm(values) - 0.5)
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            panel.imshow(values, cmap="RdBu_r", norm=norm, alpha=strength, extent=extent)
+    for panel, name in zip(panels[:, 0], ("picture", "along the height", "along the width"), strict=True):
+        panel.set_ylabel(name, fontsize=8)
+    figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=panels[1:])
 
 
 def stretched(pixel_values: torch.Tensor) -> np.ndarray:

@@ -28,7 +28,7 @@ import torch
 from accelerate import PartialState
 from autoregressive_data import Tokens, check_grid, film_frames
 from autoregressive_pictures import on_grid
-from autoregressive_report import COLUMNS, class_names, draw_tiles, tile, to_levels
+from autoregressive_report import COLUMNS, class_names, draw_tiles, tile, tile_known, to_levels
 from image_classification_data import check_checkpoint, first_few
 from PIL import Image
 from segmentation_data import errors_naming
@@ -41,7 +41,6 @@ from modeling_axial.sampling import SamplingOptions
 from modeling_axial.training import seeded_generator
 
 SAMPLING = ("temperature", "top_k", "top_p", "guidance_scale")
-UNKNOWN = 128  # the grey that stands for what is to be drawn
 FRAME_MILLISECONDS = 125
 
 # What is asked for
@@ -291,9 +290,13 @@ def complete_file(arguments: argparse.Namespace, config: AxialDecoderConfig, lab
     known, model = (original, mask), load_model(arguments)
     drawn = draw(model, labels, known, num_samples, arguments.batch_size, arguments.seed, **options)
     pictures, given = (to_levels(values, config.vocab_size) for values in (drawn, original))
-    given[:, rows:] = UNKNOWN
     columns = min(num_samples, COLUMNS // 2) if len(config.image_size) == 2 else 1
-    write_all(sheet, files, pictures, {"given": tile(given, 1), "drawn by the model": tile(pictures, columns)})
+    write_all(
+        sheet,
+        files,
+        pictures,
+        {"given": tile_known(given, mask[:, 0].numpy(), 1), "drawn by the model": tile(pictures, columns)},
+    )
 
 
 def sampling_options(arguments: argparse.Namespace, config: AxialDecoderConfig) -> dict[str, float]:

@@ -8,11 +8,10 @@ Train an image classifier, on one CPU or many GPUs, and resume it exactly when i
         --validation_dir pictures/others --output_dir outputs/others
 
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. `output_dir` gets
-the model, `metrics.jsonl`, `results.json`, `predictions.png`, `confusion.png` if there are few classes, a model card
-and the checkpoints of the run. SIGTERM and
-Ctrl-C finish the step at hand, save a checkpoint and exit with code 143 and 130 (a launcher of several processes exits
-with its own, and waits for 30 seconds); a second one exits at once. With `--resume_from_checkpoint latest` the run goes
-on, also a finished one that is to have more steps.
+the model, `metrics.jsonl`, `results.json`, `curves.png`, `predictions.png`, a model card and the checkpoints of the
+run. SIGTERM and Ctrl-C finish the step at hand, save a checkpoint and exit with code 143 and 130 (a launcher of several
+processes exits with its own, and waits for 30 seconds); a second one exits at once. With `--resume_from_checkpoint
+latest` the run goes on, also a finished one that is to have more steps.
 """
 
 import sys
@@ -36,10 +35,8 @@ from image_classification_data import (
     set_apart,
 )
 from image_classification_report import (
-    DRAWN_CLASSES,
     attention_silenced,
     baseline_accuracies,
-    draw_confusion,
     draw_predictions,
     loading_lines,
     score_lines,
@@ -209,7 +206,8 @@ def main() -> None:
             best.see(numbers[best.metric], model)
         return numbers
 
-    model = run.fit(model, [optimizer], batch_loss, measure)
+    units = {"loss": "nats", "validation_loss": "nats"}
+    model = run.fit(model, [optimizer], batch_loss, measure, units=units)
     if best is not None:
         best.put_into(model)
 
@@ -329,15 +327,11 @@ def report(
     """Prints the scores of a model, draws them and its predictions, and returns paragraphs about them for its card."""
     print(f"{scores.loss:7.4f}  validation_loss, its mean cross-entropy there")
     print(*score_lines(scores, label_names), sep="\n")
-    draw_predictions(output_dir / "predictions.png", model, dataset, scores.predictions, scores.labels, label_names)
-    paragraphs = [
+    draw_predictions(output_dir / "predictions.png", model, dataset, scores, label_names)
+    return [
         f"Mean cross-entropy on what is measured on: {scores.loss:.4f}. Class by class:",
         score_table(scores, label_names),
     ]
-    if len(label_names) <= DRAWN_CLASSES:
-        draw_confusion(output_dir / "confusion.png", scores, label_names)
-        paragraphs.append("![Which class is taken for which](confusion.png)")
-    return paragraphs
 
 
 def told_choice(best: BestWeights, chosen_on_others: bool) -> str:

@@ -15,9 +15,11 @@ from examples.autoregressive_data import DATA_SETS, Tokens
 from examples.autoregressive_report import (
     class_names,
     classes_of_judge,
+    draw_tiles,
     loading_line,
     recognised_share,
     tile,
+    tile_known,
     to_levels,
     write_model_card,
 )
@@ -56,6 +58,25 @@ def test_pictures_are_tiled_row_by_row():
 def test_a_clip_is_a_row_of_its_frames():
     clips = np.arange(2 * 3, dtype=np.uint8).reshape(2, 3, 1, 1, 1)
     assert tile(clips, columns=1, border=0)[..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_what_is_not_known_is_transparent_and_hatched(tmp_path):
+    clips = np.full((2, 2, 3, 4, 1), 7, np.uint8)  # 2 frames of 3 x 4
+    known = np.zeros(clips.shape[:-1], bool)
+    known[:, 0] = True
+    tiled = tile_known(clips, known, columns=1)
+    assert tiled.shape == (9, 10, 4) and tiled.dtype == np.uint8
+    first, second = tiled[1:4, 1:5], tiled[1:4, 5:9]
+    assert (first == [7, 7, 7, 255]).all() and (second == [7, 7, 7, 0]).all()
+    assert (tiled[0] == [128, 128, 128, 255]).all()  # the border
+
+    shares = []  # of dark pixels, and of such as the lines are
+    for part in (np.ones_like(known), np.zeros_like(known)):
+        draw_tiles(tmp_path / "x.png", {"given": tile_known(clips, part, columns=1)})
+        with Image.open(tmp_path / "x.png") as picture:
+            levels = np.asarray(picture.convert("L"))
+        shares.append(((levels < 20).mean(), ((levels > 140) & (levels < 200)).mean()))
+    assert shares[0][0] > 0.3 and shares[0][1] < 0.01 and shares[1][0] < 0.01 and shares[1][1] > 0.03
 
 
 @pytest.fixture

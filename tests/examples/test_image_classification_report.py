@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.data import TensorDataset
@@ -16,18 +17,18 @@ from examples.image_classification_report import (
     attention_received,
     attention_silenced,
     baseline_accuracies,
-    draw_confusion,
     draw_predictions,
     loading_lines,
     score_lines,
     score_table,
+    wrapped,
     write_model_card,
 )
 from examples.image_classification_scores import score
 from modeling_axial import AxialConfig, AxialForImageClassification
 
 
-def make_model(**overrides):
+def make_model(num_labels=4, **overrides):
     torch.manual_seed(0)
     config = AxialConfig(
         image_size=[6, 10],
@@ -37,7 +38,7 @@ def make_model(**overrides):
         num_hidden_layers=3,
         num_attention_heads=2,
         initializer_range=0.5,
-        num_labels=4,
+        num_labels=num_labels,
         **overrides,
     )
     return AxialForImageClassification(config).eval()
@@ -142,69 +143,156 @@ def test_many_classes_are_told_in_the_card_alone():
     assert len(score_table(scores, names).splitlines()) == 63
 
 
-def test_confusion_is_drawn(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """drawn(predictions, labels, names) -> ({title: part} of the figure, its title), for a small model and dataset."""
     figures, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **b: (figures.append(figure), savefig(figure, *a, **b)))
-    draw_confusion(tmp_path / "confusion.png", scores_of((3, 1, 0), (1, 1, 0), (0, 0, 0)), ["$x$", "dog", "日本"])
-    (panel,) = figures[0].axes
-    texts = {text.get_position(): text.get_text() for text in panel.texts}  # (column, row)
-    assert texts[1, 0] == texts[0, 1] == texts[1, 1] == "1" and texts[0, 0] == "3" and texts[2, 2] == "0"
-    (image,) = panel.images
-    assert image.get_array().tolist() == [[0.75, 0.25, 0], [0.5, 0.5, 0], [0, 0, 0]]
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["$x$", "dog", "日本"]
-    assert (panel.get_xlabel(), panel.get_ylabel()) == ("predicted class", "true class")
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert min(picture.size) > 200
+
+    def drawn(predictions, labels, names, model=None, size=(6, 10)):
+        generator = torch.Generator().manual_seed(0)
+        dataset = TensorDataset(torch.rand(len(labels), 1, *size, generator=generator), labels)
+        scores = score(torch.zeros(len(labels)), predictions, labels, len(names))
+        draw_predictions(tmp_path / "figure.png", model or make_model(num_labels=len(names)), dataset, scores, names)
+        (figure,) = figures
+        return {part.get_suptitle(): part for part in figure.subfigs}, figure.get_suptitle()
+
+    return drawn
 
 
-@pytest.mark.parametrize("number, errors", [(3, 1), (57, 20), (13, 0)])
-def test_figure(tmp_path, number, errors):
+def pictures_in(part):
+    """Those that a part of the figure shows, as bytes."""
+    return [panel.images[0].get_array().tobytes() for panel in part.axes if panel.images]
+
+
+@pytest.mark.parametrize("number, errors", [(3, 1), (57, 20), (13, 0), (4, 4)])
+def test_each_picture_is_shown_once_below_the_accuracy(tmp_path, drawn, number, errors):
     labels = torch.arange(number) % 4
     predictions = labels.clone()
     predictions[:errors] = (labels[:errors] + 1) % 4
-    dataset = TensorDataset(torch.rand(number, 1, 6, 10), labels)
-    draw_predictions(tmp_path / "figure.png", make_model(), dataset, predictions, labels, ["a", "b", "c", "d"])
+    parts, title = drawn(predictions, labels, ["a", "b", "c", "d"])
+    assert title == f"accuracy {1 - errors / number:.2%} on {number} pictures"
+    shown = {"recognised": (right := number - errors), "errors: predicted class above, true class below": errors}
+    shown = {f"{min(16, count)} of {count} {what}": min(16, count) for what, count in shown.items() if count}
+    assert list(parts)[: len(shown)] == list(shown) and "which class is taken for which" in parts
+    pictures = [pictures_in(parts[title]) for title in shown]
+    assert [len(part) for part in pictures] == list(shown.values())
+    assert len(set(sum(pictures, []))) == min(16, right) + min(16, errors)
     with Image.open(tmp_path / "figure.png") as picture:
         colours = picture.convert("RGB").getcolors(2**24)
-    assert len(colours) > 50
     assert any(red > 200 and green < 60 and blue < 60 for _, (red, green, blue) in colours) == (errors > 0)
 
 
+def test_a_picture_has_its_classes_and_their_probabilities(drawn):
+    labels, predictions = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
+    model = make_model(num_labels=3)
+    parts, _ = drawn(predictions, labels, ["cat", "dog", "owl"], model)
+    right, wrong = list(parts.values())[:2]
+    pictures = torch.rand(3, 1, 6, 10, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        percent = [[f"{share:.0%}" for share in of] for of in model(pictures).logits.softmax(-1).tolist()]
+    assert [panel.get_title() for panel in right.axes[:2]] == [f"cat\n{percent[0][0]}", f"dog\n{percent[1][1]}"]
+    assert (wrong.axes[0].get_title(), wrong.axes[0].get_xlabel()) == (f"cat\n{percent[2][0]}", f"owl\n{percent[2][2]}")
+
+
+def test_confusion_is_drawn_from_three_classes_on(drawn):
+    predictions, labels = (torch.tensor(numbers) for numbers in ([0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]))
+    (panel,) = drawn(predictions, labels, ["$x$", "dog", "日本"])[0]["which class is taken for which"].axes
+    texts = {text.get_position(): text.get_text() for text in panel.texts}  # (column, row)
+    assert texts == {(0, 0): "3", (1, 0): "1", (0, 1): "1", (1, 1): "1"}
+    assert panel.images[0].get_array().tolist() == [[0.75, 0.25, 0], [0.5, 0.5, 0], [0, 0, 0]]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["$x$", "dog", "日本"]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("predicted class", "true class")
+
+
+@pytest.mark.parametrize("number", [2, 40])
+def test_confusion_of_two_classes_or_of_many(drawn, number):
+    labels = torch.arange(number)
+    parts, _ = drawn(labels, labels, [f"class {label}" for label in range(number)])
+    part = parts.get("which class is taken for which")
+    assert (part is None) == (number == 2)
+    if part is not None:
+        assert part.axes[0].images[0].get_array().shape == (40, 40) and not part.axes[0].texts
+
+
+def test_attention_is_laid_over_the_picture_and_an_even_share_has_no_colour(drawn):
+    labels = torch.arange(5) % 4
+    parts, _ = drawn(labels, labels, list("abcd"))
+    (part,) = [part for title, part in parts.items() if "attention" in title]
+    panels = part.axes[:15]
+    for panel in panels[5:]:
+        under, over = panel.images
+        assert tuple(under.get_extent()) == tuple(over.get_extent()) == (-0.5, 9.5, 5.5, -0.5)
+        assert over.get_array().shape == (3, 5)
+        assert over.norm(1) == 0.5 and over.norm(0) == 0  # in the middle of the colours, and at their end
+        assert (over.get_alpha() > 0.01)[abs(over.get_array() - 1) > 0.1].all()
+
+
 @pytest.mark.parametrize("size, overrides", [((10, 4), {}), ((6, 10), {"num_inducing_points": [None, 2]})], ids=str)
-def test_figure_of_other_models(tmp_path, size, overrides):
+def test_figure_of_other_models(drawn, size, overrides):
     """Pictures of another size than the native one; a model with inducing points has no maps of cells to draw."""
     labels = torch.arange(5) % 4
-    dataset = TensorDataset(torch.rand(5, 1, *size), labels)
-    draw_predictions(tmp_path / "figure.png", make_model(**overrides), dataset, labels, labels, ["a", "b", "c", "d"])
-    assert (tmp_path / "figure.png").stat().st_size > 0
+    parts, _ = drawn(labels, labels, list("abcd"), make_model(**overrides), size)
+    assert any("attention" in title for title in parts) == (not overrides)
 
 
-def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
+def test_names_of_classes_are_drawn_as_they_are(drawn):
     names = {
         "Ba$$in": "Ba$$in",
         "$x^2$": "$x^2$",
         "\\frac{": "\\frac{",
         "a\nb  c": "a b c",
         "日本": "日本",  # which the font lacks
-        "c" * 120: "c" * 12 + "…",
+        "c" * 120: "c" * 15 + "\n" + "c" * 14 + "…",
         "": "",
     }
-    figures, savefig = [], Figure.savefig
-
-    def recorded(figure, *args, **options):
-        figures.append(figure)
-        savefig(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", recorded)
     labels = torch.arange(len(names))
-    dataset = TensorDataset(torch.rand(len(names), 1, 6, 10), labels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_predictions(tmp_path / "figure.png", make_model(), dataset, labels, labels, list(names))
-    (figure,) = figures
-    titles = [panel.title for panel in figure.subfigs[0].axes[: len(names)]]
-    assert [title.get_text() for title in titles] == list(names.values())
+        parts, _ = drawn(labels, labels, list(names))
+    titles = [panel.title for panel in next(iter(parts.values())).axes[: len(names)]]
+    assert [title.get_text().rpartition("\n")[0] for title in titles] == list(names.values())
     assert not any(title.get_parse_math() for title in titles)
+
+
+LONG_NAMES = [
+    "American Staffordshire terrier, Staffordshire terrier, American pit bull terrier",
+    "great white shark, white shark, man-eater, man-eating shark",
+    "soft-coated wheaten terrier",
+    "German short-haired pointer",
+    "black-and-tan coonhound",
+    "West Highland white terrier",
+    "flat-coated retriever",
+    "Chesapeake Bay retriever",
+    "three-toed sloth, ai, Bradypus tridactylus",
+    "African crocodile, Nile crocodile, Crocodylus niloticus",
+    "sulphur-crested cockatoo, Kakatoe galerita",
+    "hen-of-the-woods, hen of the woods, Polyporus frondosus",
+    "projectile, missile",
+    "cash machine, cash dispenser, automated teller machine",
+    "entertainment center",
+    "internationalization",
+    "electric locomotive",
+    "crossword puzzle, crossword",
+    "tench, Tinca tinca",
+    "ox",
+]
+
+
+def test_long_names_stand_in_two_lines_and_touch_nothing(drawn):
+    assert wrapped(LONG_NAMES[0]) == "American\nStaffordshire…" and wrapped(LONG_NAMES[-1]) == "ox"
+    labels = torch.arange(40) % 20
+    predictions = torch.where(torch.arange(40) < 20, labels, (labels + 1) % 20)
+    parts, _ = drawn(predictions, labels, LONG_NAMES)
+    figure = next(iter(parts.values())).figure
+    renderer = FigureCanvasAgg(figure.get_figure(root=True)).get_renderer()
+    texts = [part._suptitle for part in parts.values()]
+    for panel in sum((part.axes for part in list(parts.values())[:2]), []):
+        texts += [panel.title, panel.xaxis.label]
+    boxes = [text.get_window_extent(renderer) for text in texts if text.get_text()]
+    assert len(boxes) == len(parts) + 16 + 2 * 16
+    overlaps = [(a, b) for number, a in enumerate(boxes) for b in boxes[:number] if a.overlaps(b)]
+    assert not overlaps
 
 
 HARD_NAMES = ["it's", 'say "hi"', "both ' and \"", "a\\b", "back\\", "new\nline", "日本"]

@@ -279,7 +279,7 @@ def test_measuring_only_repeats_the_figures_and_touches_nothing(kept, inputs, tm
     assert exit_code == 0, printed
     assert contents(kept[0]) == before
     names = {path.name for path in folder.iterdir()}
-    assert names == {".lock", "results.json", "predictions.png", "confusion.png"}
+    assert names == {".lock", "results.json", "predictions.png"}
     results, trained = (json.loads((path / "results.json").read_text()) for path in (folder, kept[0]))
     assert results["scores"] == {str(kept[0]): pytest.approx(trained["scores"]["this model"], rel=1e-5)}
     assert f"{kept[0]}, on the folder `validation`" in printed and "mean of the classes" in printed
