@@ -224,13 +224,16 @@ PREDICTORS: dict[str, Callable[[Job, Sequence[Path]], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a trained model with its processor: a folder, or a model on the Hub")
-    parser.add_argument("files", nargs="+", type=Path, help="what to look at")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the results go, under the same names")
-    parser.add_argument("--tile_size", help="pixels of a tile, whole patches: one number, or one per axis, with commas")
-    parser.add_argument("--tiles_at_once", type=int, default=1, help="tiles that the model sees together")
-    parser.add_argument("--rollout", type=int, default=1, help="forecasts in a row, each made from the one before")
-    parser.add_argument("--device", help="default: an accelerator if there is one")
+    add = parser.add_argument
+    add("checkpoint", help="Open this trained model and its processor: a folder, or a model on the Hub.")
+    add("files", nargs="+", type=Path, help="Look at these.")
+    add("--output_dir", type=Path, required=True, help="Write the results here, under the same names.")
+    add(
+        "--tile_size", help="See tiles of so many pixels, whole patches: one number, or one for each axis, with commas."
+    )
+    add("--tiles_at_once", type=int, default=1, help="Show the model so many tiles together. Default: 1.")
+    add("--rollout", type=int, default=1, help="Make so many forecasts in a row, each from the one before. Default: 1.")
+    add("--device", help="Compute there. Default: an accelerator if there is one.")
     arguments = parser.parse_args()
     job, files = prepare(arguments)
     PREDICTORS[type(job.model).__name__](job, files)

@@ -225,24 +225,32 @@ def write_all(sheet: Path, files: Sequence[Path], pictures: np.ndarray, panels: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model_name_or_path", required=True, help="a trained model: a folder, or one on the Hub")
-    add("--subfolder", default="", help="where in there it lies")
-    asked = parser.add_mutually_exclusive_group()
-    asked.add_argument("--complete", type=Path, metavar="FILE", help="instead of new pictures, draw the rest of this")
-    asked.add_argument("--score", type=Path, nargs="+", metavar="FILE", help="only say how likely these are")
-    add("--known_rows", help="of what is completed, rows (frames of a clip) that stay, or their share. Default: 0.5")
-    add("--num_samples", type=int, help=f"how many are drawn. Default: {COLUMNS}")
-    add("--class", dest="class_name", metavar="CLASS", help="by name or number. Default: of new pictures, all in turn")
-    add("--temperature", type=float, help="below 1 draws likelier values, above 1 less likely ones")
-    add("--top_k", type=int, help="draw from so many likeliest values")
-    add("--top_p", type=float, help="draw from the likeliest values that together have this probability")
-    add("--guidance_scale", type=float, help="above 1, draw what is more typical of the class, for twice the work")
-    add("--seed", type=int, default=0, help="of what is drawn. Default: 0")
-    add("--batch_size", type=int, default=64, help="pictures that the model sees at a time. Default: 64")
-    add("--output_dir", type=Path, help="where the pictures go, or scores.csv")
-    add("--overwrite", action="store_true", help="write over what is there already")
-    add("--device", help="default: an accelerator if there is one")
+    add = parser.add_argument_group("model").add_argument
+    add("--model_name_or_path", required=True, help="Open this trained model: a folder, or one on the Hub.")
+    add("--subfolder", default="", help="Find it in this subfolder of that.")
+    add("--device", help="Compute there. Default: an accelerator if there is one.")
+    add("--batch_size", type=int, default=64, help="Show the model so many pictures at a time. Default: 64.")
+    task = parser.add_argument_group("what to do")
+    asked, add = task.add_mutually_exclusive_group(), task.add_argument
+    asked.add_argument("--complete", type=Path, metavar="FILE", help="Draw the rest of this, instead of new pictures.")
+    asked.add_argument("--score", type=Path, nargs="+", metavar="FILE", help="Only say how likely these are.")
+    add("--known_rows", help="Keep so many rows, or frames, of what is completed, or this share. Default: 0.5.")
+    add("--num_samples", type=int, help=f"Draw so many. Default: {COLUMNS}.")
+    add(
+        "--class",
+        dest="class_name",
+        metavar="CLASS",
+        help="Draw this class, by name or number. Default: of new pictures, all in turn.",
+    )
+    add = parser.add_argument_group("how to draw").add_argument
+    add("--temperature", type=float, help="Below 1, draw likelier values, above 1 less likely ones.")
+    add("--top_k", type=int, help="Draw from so many likeliest values.")
+    add("--top_p", type=float, help="Draw from the likeliest values that together have this probability.")
+    add("--guidance_scale", type=float, help="Above 1, draw what is more typical of the class, for twice the work.")
+    add("--seed", type=int, default=0, help="Draw by this seed. Default: 0.")
+    add = parser.add_argument_group("results").add_argument
+    add("--output_dir", type=Path, help="Write the pictures, or scores.csv, into this folder.")
+    add("--overwrite", action="store_true", help="Write over what is there already.")
     arguments = parser.parse_args()
     check_options(arguments)
     config = load_config(arguments.model_name_or_path, arguments.subfolder)

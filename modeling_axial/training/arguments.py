@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import fields
 from typing import Any
 
@@ -12,13 +13,31 @@ from transformers import HfArgumentParser
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of a description, and tells the default of each argument."""
+    """Keeps the lines of a description, and tells each argument once, with its default."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        once = copy(action)  # without --learning-rate, which is --learning_rate
+        once.option_strings = [option for option in action.option_strings if "-" not in option.lstrip("-")]
+        return super()._format_action_invocation(once)
+
+
+class Parser(HfArgumentParser):
+    """Adds arguments to the section of the help that the last `subject` has named."""
+
+    section: argparse._ArgumentGroup | None = None
+
+    def add_argument(self, *names: str, subject: str | None = None, **options) -> argparse.Action:
+        if subject is not None:
+            sections = {section.title: section for section in self._action_groups}
+            self.section = sections.get(subject) or self.add_argument_group(subject)
+        return (self.section or super()).add_argument(*names, **options)
 
 
 def parse_arguments(*dataclass_types: type, argv: Sequence[str], description: str | None = None) -> tuple:
     """
     Parses `[recipe.yaml] [--name value ...]` into one instance of each dataclass. `--help` begins with the description,
-    which is the docstring of a script.
+    which is the docstring of a script. A field whose metadata have a `subject` begins a section of it, or goes on
+    with that of this name; the fields behind it belong there, up to the next such field.
 
     A recipe is a command line written as YAML: a mapping from argument names to values. What is given on the command
     line overrides it, and both pass the same checks: a value is the text that stands there, so `no` is the text `no`,
@@ -34,7 +53,7 @@ def parse_arguments(*dataclass_types: type, argv: Sequence[str], description: st
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv = _recipe_arguments(argv[0], names) + argv[1:]
-    parser = HfArgumentParser(
+    parser = Parser(
         dataclass_types,
         usage="%(prog)s [recipe.yaml] [--name value ...]",
         description=description,

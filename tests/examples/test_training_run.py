@@ -1,10 +1,12 @@
 """What the training scripts share, in one process with a model of three weights; the scripts are run in their tests."""
 
+import argparse
 import importlib
 import io
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import asdict, fields
 from types import SimpleNamespace
@@ -41,6 +43,39 @@ def test_help_tells_how_data_of_your_own_are_given(monkeypatch, capsys, script):
     with pytest.raises(SystemExit) as stopped:
         module.main()
     assert stopped.value.code == 0 and module.__doc__.strip() in capsys.readouterr().out
+
+
+EACH_HAS = {"model", "data", "training", "evaluation", "hardware", "results", "logging", "hub"}
+SOME_HAVE = {"task", "augmentation", "comparison"}
+
+
+@pytest.fixture
+def parser(monkeypatch, script):
+    """The parser of a script, taken where it is about to print its help."""
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda parser, file=None: parsers.append(parser))
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"examples.{script}").main()
+    return parsers[0]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "predict", "sample", "curves"])
+def test_help_is_in_sentences(parser):
+    for action in parser._actions[1:]:  # behind --help
+        assert re.fullmatch(r"[A-Z].*[^,]\.", action.help), (action.dest, action.help)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_each_argument_once_below_its_subject(parser):
+    groups = {group.title: group._group_actions for group in parser._action_groups if group._group_actions}
+    general = groups.pop("options")
+    assert [action.dest for action in general] == ["help"]
+    assert set(groups) >= EACH_HAS and set(groups) <= EACH_HAS | SOME_HAVE
+    text = parser.format_help().partition(parser.description)[2]
+    for action in sum(groups.values(), []):
+        assert len(re.findall(rf"^  --{action.dest}\b", text, re.MULTILINE)) == 1
+        assert "_" not in action.dest or f"--{action.dest.replace('_', '-')} " not in text
 
 
 @pytest.fixture

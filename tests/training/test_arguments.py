@@ -1,5 +1,6 @@
 """parse_arguments: a recipe is a command line in YAML; FixedArguments: no continuation under other arguments."""
 
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,6 +53,32 @@ def test_help_begins_with_the_description_as_it_stands(capsys):
         parse_arguments(Model, Training, argv=["--help"], description=description)
     usage, found, rest = capsys.readouterr().out.partition(description)
     assert found and usage.startswith("usage") and "A preset. (default: None)" in rest
+
+
+def test_help_has_a_section_for_each_subject_and_names_an_argument_once(capsys):
+    @dataclass
+    class Two:
+        general: int = 1
+        in_one: int = field(default=2, metadata={"subject": "first"})
+        after_it: bool = field(default=True, metadata={"help": "More."})
+        in_other: int = field(default=3, metadata={"subject": "second"})
+
+    @dataclass
+    class More:
+        last_one: int = field(default=4, metadata={"subject": "first"})
+
+    with pytest.raises(SystemExit):
+        parse_arguments(Two, More, argv=["--help"])
+    printed = capsys.readouterr().out
+    sections = re.split(r"^(\w+):\n", printed, flags=re.MULTILINE)[1:]
+    found = {
+        name: re.findall(r"^  (--\w+)", text, re.MULTILINE) for name, text in zip(*[iter(sections)] * 2, strict=True)
+    }
+    assert found["options"] == ["--general"]  # behind -h
+    assert found["first"] == ["--in_one", "--after_it", "--no_after_it", "--last_one"]
+    assert found["second"] == ["--in_other"] and "--in-one" not in printed
+    two, more = parse_arguments(Two, More, argv=["--in-one", "7", "--last_one=8", "--no_after_it"])
+    assert two == Two(1, 7, False, 3) and more == More(8)
 
 
 def test_arguments_may_be_any_sequence(tmp_path):
