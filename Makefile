@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test audit mutants docs generate checkpoint checkpoint-autoregressive style check constraints clean
+.PHONY: demo test audit mutants floors docs generate checkpoint checkpoint-autoregressive style check constraints clean
 
 demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
@@ -22,6 +22,9 @@ mutants: .venv/installed-test  # plant small faults one at a time, each of which
 
 docs: .venv/installed-docs  # the site of the documentation, with a reference made of the docstrings: build/docs/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --builder html --conf-dir docs . build/docs
+
+floors: .venv/installed-test  # all tests but the exhaustive ones, with the oldest versions that pyproject.toml allows
+	$(BIN)/python -m tests.floors
 
 generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \
