@@ -37,7 +37,7 @@ from .reversible import OneStream, RebuiltTwoStream, TwoStream
 from .set_attention import InducedAxialAttention
 from .video_processing_axial import AxialVideoProcessor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # pyproject.toml reads it here
 
 __all__ = [
     "AttentionPooling",
