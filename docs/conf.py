@@ -61,7 +61,7 @@ NAVIGATION = {
     ],
     "Models": linked_pages("checkpoints"),
     "Measurements": ["examples/results", "examples/benchmarks/results/*"],
-    "Project": ["CHANGELOG", "CONTRIBUTING"],
+    "Project": ["CHANGELOG", "CONTRIBUTING", "SECURITY"],
 }
 
 
