@@ -23,7 +23,6 @@ include_patterns = ["*.md", "checkpoints/**.md", "configuration/**.md", "docs/**
 ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
 exclude_patterns = [*ignored, *(f"**/{pattern}" for pattern in ignored)]
 
-smartquotes = False  # which would join the hyphens of options
 html_theme = "furo"
 html_title = f"Axial {release}"
 
@@ -87,9 +86,11 @@ def read_markdown(app, what, name, obj, options, lines):
     text = re.sub(r"\[(`[^`]+`)\]", r"\1", text)
     text = re.sub(r"\[([^]`]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`__", text)
     text = re.sub(r"^ *</?Tip>$", "", text, flags=re.MULTILINE)
+    if what == "module":
+        text = re.sub(r"\n\n(?= {4})", "\n\n::\n\n", text)  # commands and formulas
+    elif what == "property":
+        text = text.replace(": ", ":\n", 1)  # what stands before a colon in the line is its type for napoleon
     lines[:] = text.split("\n")
-    if what == "property":
-        lines.insert(0, "")  # or napoleon takes what stands before a colon for its type
 
 
 def begin_at_the_readme(app, exception):

@@ -52,7 +52,13 @@ def read_docstring(text, what="class"):
 )
 def test_docstrings_are_read_as_they_are_meant(docstring, read):
     assert read_docstring(docstring) == read
-    assert read_docstring(docstring, "property") == f"\n{read}"
+
+
+def test_docstrings_of_modules_and_properties_are_read_as_they_are_meant():
+    assert read_docstring("Text.\n\n    command --option\n\nText.", "module") == (
+        "Text.\n\n::\n\n    command --option\n\nText."
+    )
+    assert read_docstring("Whether a: b. So: c.", "property") == "Whether a:\nb. So: c."
 
 
 # Links
