@@ -152,7 +152,7 @@ def _spread(indices: torch.Tensor, most: int) -> list[int]:
 
 def wrapped(name: str) -> str:
     """The name of a class in at most two lines that fit above a picture."""
-    lines = textwrap.wrap(name, LINE_LENGTH)
+    lines = textwrap.wrap(_line(name), LINE_LENGTH)
     if len(lines) > 2:
         lines = [lines[0], lines[1][: LINE_LENGTH - 1].rstrip(" ,;") + "…"]
     return "\n".join(lines)
