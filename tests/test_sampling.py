@@ -503,8 +503,8 @@ def test_a_picture_with_its_own_generator_is_the_same_in_any_batch(guidance_scal
         model.generate(2, **draw([0, 1])[1], generator=[torch.Generator()])
 
 
-@pytest.mark.parametrize("given", ["nothing", "one generator", "a list"])
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@pytest.mark.parametrize("given", ["nothing", pytest.param("one generator", marks=pytest.mark.audit), "a list"])
+@pytest.mark.parametrize("guidance_scale", [pytest.param(1.0, marks=pytest.mark.audit), 2.0])
 def test_pictures_are_the_same_whatever_the_batches(guidance_scale, given, monkeypatch):
     model = make_model((3, 5), vocab_size=11, num_classes=3, class_dropout_prob=0.1, num_condition_channels=1)
     mask = torch.rand(7, 2, 3, 5, generator=torch.Generator().manual_seed(1)) < 0.2
