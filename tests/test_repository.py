@@ -337,7 +337,7 @@ def third_party_imports(folder):
     {
         "modeling_axial": [],
         "examples": ["demo", "generate", "fields", "segmentation", "hub", "features"],
-        "tests": ["demo", "generate", "fields", "segmentation", "hub", "features", "test"],
+        "tests": ["demo", "generate", "fields", "segmentation", "hub", "features", "browser", "test"],
     }.items(),
 )
 def test_what_is_imported_is_required(folder, extras):

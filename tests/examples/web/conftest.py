@@ -14,10 +14,10 @@ sys.path.append(str(ROOT / "examples" / "web"))
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """The folder of the four graphs."""
-    from export_models import export_models, open_models  # slow to import
+    from examples.web.export_models import export_models, open_models  # slow to import
 
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # with the other workers
     folder = shared / "exported"
     with FileLock(shared / "exported.lock"):
         if not (folder / "done").exists():

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from export_models import ClassifierWithMaps, DecoderPixel, open_models
-from image_classification_data import Digits
 
+from examples.image_classification_data import Digits
+from examples.web.export_models import ClassifierWithMaps, DecoderPixel, open_models
 from modeling_axial import AxialConfig, AxialDecoderConfig, AxialForCausalImageModeling, AxialForImageClassification
 from tests.examples.web.graph_sampler import complete, open_graphs, uniform_draws
 
