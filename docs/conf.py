@@ -21,7 +21,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 root_doc = "README"
 include_patterns = ["*.md", "checkpoints/**.md", "configuration/**.md", "docs/**", "examples/**.md"]
 ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
-exclude_patterns = [*ignored, *(f"**/{pattern}" for pattern in ignored)]
+exclude_patterns = ["examples/web/page/**", *ignored, *(f"**/{pattern}" for pattern in ignored)]
 
 html_theme = "furo"
 html_title = f"Axial {release}"
