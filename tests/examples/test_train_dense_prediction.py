@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from configuration import load_preset
 from examples import train_dense_prediction
 from modeling_axial import AxialForDensePrediction
-from modeling_axial.training import STOPPED_EXIT_CODE, checkpoints, parse_arguments, read_metrics
+from modeling_axial.training import STOPPED_EXIT_CODE, checkpoints, parse_arguments, read_metrics, read_units
 from tests.conftest import ROOT
 from tests.examples import test_train_image_classification as classification
 from tests.examples.test_dense_prediction_data import monthly
@@ -82,7 +82,9 @@ def test_metrics_scores_and_card(unbroken):
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
     measured = [line for line in lines if "rmse wind" in line]
     assert [line["step"] for line in measured] == [7, 9]
-    assert "fields.nc, measured on the last 8 steps, held out.\n" in printed
+    assert "fields.nc; measured on the last 8 steps, held out\n" in printed
+    assert read_units(folder / "metrics.jsonl") == {"rmse temperature": "K"}
+    assert (folder / "curves.png").exists() and (folder / "unet" / "curves.png").exists()
     results = json.loads((folder / "results.json").read_text())
     titles = re.findall(r"^RMSE of (\w+.*), 1, 2, 3 months ahead$", printed, re.MULTILINE)
     how = "weighted by the cosine of the latitude"
