@@ -16,7 +16,7 @@ from examples.web.export_models import open_models
 from tests.conftest import ROOT
 from tests.examples.web.graph_sampler import complete, open_graphs, uniform_draws
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.audit]
 
 ANY_CLASS = 10
 SIZE = 28
