@@ -119,7 +119,7 @@ def test_killed_and_resumed(unbroken, inputs, tmp_path):
 @pytest.mark.audit
 def test_a_stranger_opens_the_result(unbroken, run_python):
     code = "import torch\nfrom transformers import AutoImageProcessor, AutoModelForMaskedImageModeling\n"
-    code += "\n".join(unbroken[1].splitlines()[-2:])
+    code += classification.lines_that_load(unbroken[1])
     code += "\nprint(model(torch.zeros(2, 1, 6, 8)).reconstruction.shape)"
     assert run_python(code).stdout.splitlines()[-1] == "torch.Size([2, 1, 6, 8])"
 

@@ -175,7 +175,7 @@ def test_pictures_of_a_folder_are_learnt_by_class(of_pictures, run_python):
         with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 100
     (call,) = re.findall(r"^pictures = (model.generate.*)  #", card, re.MULTILINE)
-    code = f"import torch\nfrom transformers import AutoModelForCausalLM\n{printed.splitlines()[-1]}\n"
+    code = f"import torch\nfrom transformers import AutoModelForCausalLM\n{classification.lines_that_load(printed)}\n"
     code += f"print(tuple({call}.shape))"
     assert run_python(code).stdout.splitlines()[-1] == "(4, 3, 4, 5)"
 
@@ -253,7 +253,7 @@ def test_digits_are_drawn_by_class_and_judged(tmp_path, run_python):
     assert ["guidance_scale=2" in what for _, what in shares] == [False, True]
     for share, what in shares:
         assert f"| {what} | {float(share):.1f}% |" in card
-    code = "import torch\nfrom transformers import AutoModelForCausalLM\n" + printed.splitlines()[-1]
+    code = "import torch\nfrom transformers import AutoModelForCausalLM\n" + classification.lines_that_load(printed)
     code += "\nprint(tuple(model.generate(2, class_labels=torch.tensor([3, 7])).shape))"
     assert run_python(code).stdout.splitlines()[-1] == "(2, 1, 28, 28)"
 

@@ -203,12 +203,11 @@ def test_what_is_trained_on_flat_voxels_predicts_where_they_lie(unbroken, inputs
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_stranger_opens_the_result(unbroken, run_python, name):
     folder, printed = unbroken[name]
-    *_, model_line, processor_line = printed.splitlines()
     card = (folder / "README.md").read_text()
     shape, expected = {"pictures": ((9, 7, 3), [9, 7]), "volumes": ((9, 7, 5), [9, 7, 5])}[name]
     code = "import json\nimport numpy as np\nfrom transformers import AutoImageProcessor\n"
     code += "from transformers import AutoModelForSemanticSegmentation\n"
-    code += f"{model_line}\n{processor_line}\n{card[card.index('def segment') : card.rindex('```')]}\n"
+    code += f"{classification.lines_that_load(printed)}\n{card[card.index('def segment') : card.rindex('```')]}\n"
     code += f"grid = np.zeros({shape}, np.uint8)\n"
     code += "print(json.dumps([list(segment(grid).shape), model.config.id2label]))"
     found, id2label = json.loads(run_python(code).stdout.splitlines()[-1])

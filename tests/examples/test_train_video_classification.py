@@ -118,7 +118,7 @@ def test_a_stranger_classifies_a_clip(unbroken, inputs, run_python):
     folder, printed = unbroken
     card = (folder / "README.md").read_text()
     code = card[card.index("import av") : card.index("def classify")]
-    code = code.replace(code[code.index("model = ") :], "\n".join(printed.splitlines()[-2:]) + "\nmodel.eval()\n\n")
+    code = code.replace(code[code.index("model = ") :], classification.lines_that_load(printed) + "\nmodel.eval()\n\n")
     code += card[card.index("def classify") : card.rindex("```")]
     clips = [str(path) for path in sorted((inputs / "validation").glob("*/*.mkv"))]
     found = json.loads(run_python(f"{code}\nimport json\nprint(json.dumps(list(map(classify, {clips}))))").stdout)
