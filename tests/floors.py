@@ -61,7 +61,8 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     versions = floors(project, held_versions((ROOT / "constraints.txt").read_text(encoding="utf-8")))
     python = make_environment(FOLDER, versions)
-    return subprocess.run([python, "-m", "pytest", *(sys.argv[1:] or ["-m", "not audit"])], cwd=ROOT).returncode
+    arguments = sys.argv[1:] or ["--numprocesses", "auto", "--dist", "worksteal", "-m", "not audit"]
+    return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def test_a_mixer_from_other_code(monkeypatch, tmp_path, reversible):
     model.save_pretrained(tmp_path)
     again = AxialModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
     assert again.config.axes == config.axes
-    assert torch.equal(again(pixel_values).last_hidden_state, model(pixel_values).last_hidden_state)
+    # Not to the last bit: products may round by where in memory the weights lie.
+    expected = model(pixel_values).last_hidden_state
+    torch.testing.assert_close(again(pixel_values).last_hidden_state, expected, rtol=0, atol=1e-12)
     # Padding is not there, for this mixer as for ours.
     padded = torch.nn.functional.pad(pixel_values, (0, 2, 0, 1), value=torch.nan)
     mask = torch.zeros(2, 6, 5, dtype=torch.bool)

@@ -8,9 +8,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from packaging.version import Version
 from PIL import ExifTags, Image, ImageFile
 from transformers import AutoImageProcessor, pipeline
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
@@ -22,6 +24,7 @@ from modeling_axial.image_processing_axial import FORMATS, MAX_PIXELS, AxialImag
 HEIGHT, WIDTH = 11, 7
 NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 RED, WHITE = (255, 0, 0), (255, 255, 255)
+OLD_PILLOW = Version(PIL.__version__) < Version("13")
 
 
 def encode(image, format="PNG", **options):
@@ -85,7 +88,9 @@ def test_every_format_opens_from_path_and_bytes_under_any_name(format, tmp_path)
 @pytest.mark.parametrize(
     ("mode", "format"),
     [(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")]
-    + [("CMYK", "JPEG"), ("F", "TIFF"), ("I;16B", "TIFF"), ("YCbCr", "TIFF"), ("LAB", "TIFF")],
+    + [("CMYK", "JPEG"), ("F", "TIFF"), ("I;16B", "TIFF"), ("LAB", "TIFF")]
+    # Older versions call the files of this kind that they write themselves truncated.
+    + [pytest.param("YCbCr", "TIFF", marks=pytest.mark.skipif(OLD_PILLOW, reason="needs pillow 13"))],
 )
 def test_mode_of_the_file_is_kept(mode, format):
     assert read_image(encode(Image.new(mode, (WIDTH, HEIGHT)), format)).mode == mode

@@ -104,16 +104,17 @@ def gradients(model, pixel_values):
 @variants
 @model_classes
 def test_eval_is_deterministic_and_rows_do_not_know_each_other(model_class, variant):
-    model = make_model(model_class, variant, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
-    together = model(pixels(3))
-    assert_same(model(pixels(3)), together)
+    model = make_model(model_class, variant, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3).double()
+    pixel_values = pixels(3, torch.float64)  # norms over few channels blow up the rounding of float32
+    together = model(pixel_values)
+    assert_same(model(pixel_values), together)
     for row in range(3):
-        alone = model(pixels(3)[row : row + 1])
+        alone = model(pixel_values[row : row + 1])
         for one, all_rows in zip(tensors_of(alone), tensors_of(together), strict=True):
-            torch.testing.assert_close(one[0], all_rows[row], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one[0], all_rows[row], rtol=1e-11, atol=1e-11)
     model.train()
     with pytest.raises(AssertionError):  # dropout is at work
-        assert_same(model(pixels(3)), model(pixels(3)))
+        assert_same(model(pixel_values), model(pixel_values))
 
 
 @variants
