@@ -42,7 +42,7 @@ def draw_curves(folder: Path) -> None:
         return
     columns = min(COLUMNS, math.ceil(math.sqrt(len(panels))))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="tight")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (title, members) in zip(axes, panels.items(), strict=False):
         for name in members:
