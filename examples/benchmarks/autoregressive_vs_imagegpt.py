@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from measuring import added_memory, compare_on_both_clocks, peak_growth, processor, wall_seconds
+from measuring import added_memory, compare_on_both_clocks, peak_growth, processor, rows, wall_seconds
 from torch.nn import functional as F
 from transformers import (
     DynamicCache,
@@ -239,10 +239,6 @@ def formulas(side: int) -> dict[str, tuple[str, int, str, int]]:
 
 
 # The report
-
-
-def rows(columns: str, *lines: str) -> str:
-    return "\n".join([f"| {columns} |", "|---" * (columns.count("|") + 1) + "|", *(f"| {line} |" for line in lines)])
 
 
 def in_turns(runs: tuple, pairs: int) -> str:

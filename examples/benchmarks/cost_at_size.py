@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from measuring import cpu_seconds, peak_growth, processor
+from measuring import cpu_seconds, peak_growth, processor, publish
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ViTConfig, ViTModel
 
@@ -129,10 +129,8 @@ def main(arguments: list[str]) -> None:
         f"`python {' '.join(['examples/benchmarks/cost_at_size.py', *arguments])}`\n\n"
         f"Parameters without positions: {parameters}.\n\n{as_table(measured, sides)}\n"
     )
-    print(report)
+    publish(report, options.output, "cost_at_size.md")
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "cost_at_size.md").write_text(report, encoding="utf-8")
         plot(options.output / "cost_at_size.png", measured, sides)
 
 

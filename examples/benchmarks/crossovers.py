@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from measuring import added_memory, compare, cpu_seconds, peak_growth, processor
+from measuring import added_memory, compare, cpu_seconds, peak_growth, processor, publish
 from tqdm.auto import tqdm
 
 from modeling_axial import AxialConfig, AxialSelfAttention, InducedAxialAttention
@@ -143,10 +143,8 @@ def main(arguments: list[str]) -> None:
         f"Induced attention ({NUM_POINTS} points) against full attention, one axis:\n\n"
         f"{as_table(induced, 'induced', 'length')}\n"
     )
-    print(report)
+    publish(report, options.output, "crossovers.md")
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "crossovers.md").write_text(report, encoding="utf-8")
         plot(options.output / "crossovers.png", axial, induced)
 
 

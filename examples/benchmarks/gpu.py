@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from measuring import publish, rows
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -79,10 +80,6 @@ def mebibytes(run: Callable[[], object], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def rows(head: str, lines: list[str]) -> str:
-    return "\n".join([f"| {head} |", "|---" * (head.count("|") + 1) + "|", *(f"| {line} |" for line in lines)])
-
-
 # Kernels
 
 
@@ -115,7 +112,7 @@ def report_kernels(options: argparse.Namespace) -> str:
             except RuntimeError:  # this kernel cannot
                 cells.append("-")
         lines.append(f"{length} | {'both' if training else 'forward'} | {fold} | {' | '.join(cells)}")
-    return rows(f"length | pass | lines as | {' | '.join(f'{name}: ms, MiB' for name in KERNELS)}", lines)
+    return rows(f"length | pass | lines as | {' | '.join(f'{name}: ms, MiB' for name in KERNELS)}", *lines)
 
 
 # Bound
@@ -149,7 +146,7 @@ def report_bound(options: argparse.Namespace) -> str:
     bound = options.bound // accumulated
     return rows(
         "lines of 14 cells | largest difference of gradients, in one call and in two",
-        [f"{lines:,} | {difference_in_parts(lines, length, options.device):.1e}" for lines in (bound - 1, bound + 1)],
+        *(f"{lines:,} | {difference_in_parts(lines, length, options.device):.1e}" for lines in (bound - 1, bound + 1)),
     )
 
 
@@ -185,7 +182,7 @@ def report_profile(options: argparse.Namespace) -> str:
     longest = sorted(taken, key=lambda name: -taken[name])[:12]
     return (
         f"Attention takes {shares['attention']:.1%} of the step, copies {shares['copies']:.1%}. The longest:\n\n"
-        + rows("kernel | share", [f"`{name[:90]}` | {taken[name] / total:.1%}" for name in longest])
+        + rows("kernel | share", *(f"`{name[:90]}` | {taken[name] / total:.1%}" for name in longest))
     )
 
 
@@ -208,7 +205,7 @@ def report_determinism(options: argparse.Namespace) -> str:
         finally:
             torch.use_deterministic_algorithms(False)
         lines.append(f"{'yes' if deterministic else 'no'} | {equal}")
-    return rows("deterministic algorithms | two equal backwards", lines)
+    return rows("deterministic algorithms | two equal backwards", *lines)
 
 
 def peers_of(config: AxialConfig) -> dict[str, nn.Module]:
@@ -241,7 +238,7 @@ def report_models(options: argparse.Namespace) -> str:
             millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
             lines.append(f"{title} | {millions:.1f} | {tokens / eager * 1000:,.0f} | {tokens / fast * 1000:,.0f}")
             del step, model
-    return rows("model | million parameters | tokens a second, eager | compiled", lines)
+    return rows("model | million parameters | tokens a second, eager | compiled", *lines)
 
 
 PARTS = {
@@ -273,10 +270,7 @@ def main(arguments: list[str]) -> None:
     )
     for name in options.parts:
         report += f"\n## {name.capitalize()}\n\n{PARTS[name](options)}\n"
-    print(report)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "gpu.md").write_text(report, encoding="utf-8")
+    publish(report, options.output, "gpu.md")
 
 
 if __name__ == "__main__":

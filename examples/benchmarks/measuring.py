@@ -80,3 +80,16 @@ def processor() -> str:
         if line.startswith("model name")
     ]
     return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
+def rows(columns: str, *lines: str) -> str:
+    """A table in Markdown, of its head and its lines, whose cells have `|` between them."""
+    return "\n".join([f"| {columns} |", "|---" * (columns.count("|") + 1) + "|", *(f"| {line} |" for line in lines)])
+
+
+def publish(report: str, folder: Path | None, name: str) -> None:
+    """Prints a report, and with a `folder`, which is made, writes it there under this name."""
+    print(report)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(report, encoding="utf-8")

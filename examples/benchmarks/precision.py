@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measuring import compare, cpu_seconds, processor
+from measuring import compare, cpu_seconds, processor, publish
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from tqdm.auto import tqdm
@@ -144,10 +144,7 @@ def main(arguments: list[str]) -> None:
             "",
         )
     )
-    print(report)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "precision.md").write_text(report, encoding="utf-8")
+    publish(report, options.output, "precision.md")
 
 
 if __name__ == "__main__":

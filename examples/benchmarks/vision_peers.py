@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from measuring import compare, cpu_seconds, processor
+from measuring import compare, cpu_seconds, processor, publish
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -193,10 +193,8 @@ def main(arguments: list[str]) -> None:
         f"`python {' '.join(['examples/benchmarks/vision_peers.py', *arguments])}`\n\n"
         f"Parameters are without tables of positions. Above 1 ours takes less.\n\n{as_table(rows)}\n"
     )
-    print(report)
+    publish(report, options.output, "vision_peers.md")
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "vision_peers.md").write_text(report, encoding="utf-8")
         plot(options.output / "vision_peers.png", rows)
 
 
