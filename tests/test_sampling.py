@@ -536,6 +536,7 @@ def test_pictures_are_the_same_whatever_the_batches(guidance_scale, given, monke
     for position_ids in (None, positions, [positions[0][:1], positions[1][0]]):
         whole = draw(7, position_ids)
         assert len({tuple(picture.flatten().tolist()) for picture in whole}) == 7
+        assert len(whole[~mask].unique()) > 5  # they were drawn
         for max_batch_size in (1, 3, 100):
             assert torch.equal(draw(max_batch_size, position_ids), whole)
     assert batch_sizes == 3 * [7, *7 * [1], 3, 3, 1, 7]
