@@ -47,31 +47,32 @@ class LineCache:
 
 
 class StaticLineCache(LineCache):
-    """As `LineCache`, for the fastest axis, in tensors whose shape is the same at every position, as compilers want."""
+    """As `LineCache`, in tensors whose shape is the same at every position, as compilers want."""
 
     def __init__(self, axis: int, length: int, device: torch.device):
         self._positions = torch.arange(length, device=device)
-        self._position = torch.zeros(1, dtype=torch.long, device=device)
+        self.position_index = torch.zeros(1, dtype=torch.long, device=device)  # `position`, where code may be compiled
         super().__init__(axis, length)
 
     @property
     def position(self) -> int:
-        return int(self._position)
+        return int(self.position_index)
 
     @position.setter
     def position(self, position: int) -> None:
-        self._position.fill_(position)
+        self.position_index.fill_(position)
 
     def append(
         self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns whole lines, and a mask (length,) of what has been given."""
+        """Returns whole lines, and a mask (length, *1) over the axis and those after it: what has been given."""
         keys, values = self._find(attention, key, value)
-        keys.index_copy_(self.axis + 1, self._position, key)
-        values.index_copy_(self.axis + 1, self._position, value)
-        return keys, values, self._positions <= self._position
+        keys.index_copy_(self.axis + 1, self.position_index, key)
+        values.index_copy_(self.axis + 1, self.position_index, value)
+        axes_after = [1] * (key.dim() - self.axis - 4)
+        return keys, values, (self._positions <= self.position_index).view(-1, *axes_after)
 
     def select(self, cells: AxisCells) -> AxisCells:
         """Whose keys come back are those of whole lines."""
-        newest = cells.positions.index_select(1, self._position)
-        return cells._replace(positions=newest, queries=self._position, keys=self._positions, line=cells.positions)
+        newest = cells.positions.index_select(1, self.position_index)
+        return cells._replace(positions=newest, queries=self.position_index, keys=self._positions, line=cells.positions)

@@ -6,7 +6,7 @@ Each fills the values of one token grid in raster order. They differ in what the
     naive            the whole grid, for every token        the whole grid, for every token
     semi_parallel    the whole grid, for every line         the whole line, for every token
     cached           each token once                        each token once
-    compiled         each token once                        each token once, by compiled code
+    compiled         each token once, by compiled code      each token once, drawn by compiled code
 
 Lines run along the fastest axis. What a level gives at a cell depends on earlier cells only, so it never changes once
 these are filled: that is why `cached`, which keeps the keys and values of causal attention and goes on from there, is
@@ -19,13 +19,14 @@ for ties within the rounding of the logits.
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from .compiled_code import without_guards
 from .grid import shift
 from .layer_context import LayerContext
 from .line_cache import LineCache, StaticLineCache
@@ -88,7 +89,7 @@ def keep_top_k(scores: torch.Tensor, top_k: int) -> torch.Tensor:
     return scores.masked_fill((scores < lowest) | (ties & (ties.cumsum(-1) > places)), -math.inf)
 
 
-def keep_top_p(scores: torch.Tensor, top_p: float, temperature: float) -> torch.Tensor:
+def keep_top_p(scores: torch.Tensor, top_p: float | torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     """(B, vocab_size) with -inf in place of all but the highest that together have the probability `top_p`.
 
     These are the fewest: the last of them reaches `top_p`. Of equal ones the first are kept.
@@ -98,6 +99,62 @@ def keep_top_p(scores: torch.Tensor, top_p: float, temperature: float) -> torch.
     probabilities = ((ordered - ordered[:, :1]) / temperature).softmax(-1)
     dropped = probabilities.cumsum(-1) - probabilities >= top_p
     return scores.masked_fill(dropped.scatter(-1, values, dropped), -math.inf)
+
+
+def noise_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, as float32 has only some 2 ** 24 different draws."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Warping(NamedTuple):
+    """What befalls logits before noise is added, in this order; what is None is left out.
+
+    Numbers, or tensors of one number each, by which one compilation serves all.
+    """
+
+    guidance_scale: float | torch.Tensor | None = None
+    top_k: int | None = None
+    top_p: float | torch.Tensor | None = None
+    top_p_temperature: float | torch.Tensor = 1.0
+    divisor: float | torch.Tensor | None = None
+
+    def as_tensors(self, device: torch.device) -> "Warping":
+        """The same, of tensors, but for `top_k`, by which sizes change."""
+        options = {"dtype": noise_dtype(device), "device": device}
+        guidance_scale, top_p, divisor = (
+            None if number is None else torch.as_tensor(number, **options)
+            for number in (self.guidance_scale, self.top_p, self.divisor)
+        )
+        temperature = torch.as_tensor(self.top_p_temperature, **options)
+        return Warping(guidance_scale, self.top_k, top_p, temperature, divisor)
+
+
+def draw_values(
+    logits: torch.Tensor,
+    noise: torch.Tensor,
+    tokens: torch.Tensor,
+    known: torch.Tensor | None,
+    warping: Warping,
+) -> torch.Tensor:
+    """The values (B,) of one cell of each picture: argmax(warped logits + noise), or `tokens` (B,) where `known` (B,).
+
+    `logits` (B, vocab_size); `noise` (B, vocab_size) becomes what the argmax is taken of. Guided, B of it is a half:
+    logits are those of a class before those of none, and what is drawn is twice the same.
+    """
+    scores = logits.to(noise.dtype)
+    if warping.guidance_scale is not None:
+        with_class, without = scores.chunk(2)
+        scores = without + warping.guidance_scale * (with_class - without)
+    if warping.top_k is not None:
+        scores = keep_top_k(scores, warping.top_k)
+    if warping.top_p is not None:
+        scores = keep_top_p(scores, warping.top_p, warping.top_p_temperature)
+    if warping.divisor is not None:
+        scores = scores / warping.divisor
+    drawn = noise.add_(scores).argmax(-1)
+    if warping.guidance_scale is not None:
+        drawn = torch.cat((drawn, drawn))
+    return drawn if known is None else torch.where(known, tokens, drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +176,9 @@ class SamplingOptions:
             rounding) whatever the number.
         sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
             once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
-            `"compiled"`: as `"cached"`, the step of a pixel by compiled code. The first call for a number of pictures
-            waits for the compiler, for ten seconds and more.
+            `"compiled"`: as `"cached"`, the step of a pixel, drawing included, by compiled code. The first call for a
+            number of pictures, a `top_k` and which of the other options are in use waits for the compiler, for half a
+            minute.
         show_progress: shows a bar.
 
     Raises:
@@ -155,6 +213,17 @@ class SamplingOptions:
     @property
     def is_guided(self) -> bool:
         return self.guidance_scale > 1
+
+    @property
+    def warping(self) -> Warping:
+        temperature = min(self.temperature, sys.float_info.max)  # by infinity, -inf would become NaN
+        guidance_scale = self.guidance_scale if self.is_guided else None
+        if temperature == 0:  # whatever is kept, the likeliest is
+            return Warping(guidance_scale)
+        top_p = self.top_p if self.top_p is not None and self.top_p < 1 else None
+        # A low temperature is not divided by, as logits would overflow: `LineDraws` multiplies the noise by it.
+        divisor = temperature if temperature > 1 else None
+        return Warping(guidance_scale, self.top_k, top_p, temperature, divisor)
 
     @property
     def generators(self) -> list[torch.Generator | None]:
@@ -192,11 +261,8 @@ class LineDraws:
     ):
         """`on_drawn` is called with the number of values that have been drawn, or were known."""
         self.options = options
+        self.warping = options.warping
         self.vocab_size = vocab_size
-        self.temperature = min(options.temperature, sys.float_info.max)  # by infinity, -inf would become NaN
-        self.warpers = [] if options.top_k is None else [partial(keep_top_k, top_k=options.top_k)]
-        if options.top_p is not None and options.top_p < 1:
-            self.warpers.append(partial(keep_top_p, top_p=options.top_p, temperature=self.temperature))
         self.num_images = num_images
         self.generators = options.generators
         self.on_drawn = on_drawn
@@ -205,15 +271,13 @@ class LineDraws:
         """Turns to a line of `tokens` (B, *grid) and draws its noise. Returns whether any value of it is unknown."""
         self.tokens, self.known = tokens[(slice(None), *line)], known[(slice(None), *line)]
         length = self.tokens.shape[1]
-        # A line at a time, as the noise of a whole picture may not fit into memory; in float64, as float32 has only
-        # some 2 ** 24 different draws; where the generator is, so that a seed means the same on every device.
+        # A line at a time, as the noise of a whole picture may not fit into memory; where the generator is, so that a
+        # seed means the same on every device.
         device = tokens.device if self.generators[0] is None else self.generators[0].device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        noise = torch.empty(self.num_images, length, self.vocab_size, dtype=dtype, device=device)
+        noise = torch.empty(self.num_images, length, self.vocab_size, dtype=noise_dtype(device), device=device)
         for part, generator in zip(noise.chunk(len(self.generators)), self.generators, strict=True):
             part.exponential_(generator=generator)
-        # Not logits / temperature, which overflows at a low one, but temperature * noise.
-        self.noise = noise.log_().mul_(-min(self.temperature, 1.0)).to(tokens.device)
+        self.noise = noise.log_().mul_(-min(self.options.temperature, 1.0)).to(tokens.device)
         self.any_known = bool(self.known.any())
         if self.any_known and self.known.all():
             self.on_drawn(self.num_images * length)
@@ -221,23 +285,18 @@ class LineDraws:
         return True
 
     def __call__(self, position: int, logits: torch.Tensor) -> None:
-        """Draws the values at one position of the line from logits (B, vocab_size).
+        """Draws the values at one position of the line from logits (B, vocab_size), and looks at them at its end."""
+        tokens = self.tokens[:, position]
+        known = self.known[:, position] if self.any_known else None
+        tokens.copy_(draw_values(logits, self.noise[:, position], tokens, known, self.warping))
+        self.count_position(position)
 
-        At the last position it raises `ValueError` if any of the line were drawn from NaN or infinite logits.
+    def count_position(self, position: int) -> None:
+        """To be called when the values at a position have been drawn.
+
+        At the last one of the line it raises `ValueError` if any was drawn from NaN or infinite logits.
         """
-        scores = logits.to(self.noise.dtype)
-        if self.options.is_guided:
-            with_class, without = scores.chunk(2)
-            scores = without + self.options.guidance_scale * (with_class - without)
-        if self.temperature > 0:
-            for warper in self.warpers:
-                scores = warper(scores)
-            scores = scores if self.temperature <= 1 else scores / self.temperature
-        scores = self.noise[:, position].add_(scores)
-        tokens, drawn = self.tokens[:, position], scores.argmax(-1)
-        self.on_drawn(len(drawn))
-        drawn = torch.cat((drawn, drawn)) if self.options.is_guided else drawn
-        tokens.copy_(torch.where(self.known[:, position], tokens, drawn) if self.any_known else drawn)
+        self.on_drawn(self.num_images)
         # All scores of the line have been added to its noise: a device waits for this look once per line.
         if position + 1 == self.noise.shape[1] and not self.noise.amax(-1).isfinite().all():
             raise ValueError(
@@ -295,9 +354,21 @@ def sample_cached(
     draw: LineDraws,
 ) -> None:
     """As `sample_naive`, but each token passes each level once: outer levels slice by slice, the inner one by one."""
-    inner_cache = LineCache(tokens.dim() - 2, tokens.shape[-1])
-    layer_context = layer_context._replace(cache=inner_cache)
-    _sample_step_by_step(model, tokens, known, context, layer_context, draw, model.run_inner_level)
+    *outer_caches, inner_cache = (LineCache(axis, length) for axis, length in enumerate(tokens.shape[1:]))
+    with_outer_caches = [layer_context._replace(cache=cache) for cache in outer_caches]
+    with_inner_cache = layer_context._replace(cache=inner_cache)
+    cell_dim = tokens.dim() - 1
+
+    def fill_line(line: tuple[int, ...], context: torch.Tensor) -> None:
+        previous = torch.zeros_like(context.narrow(cell_dim, 0, 1), memory_format=torch.contiguous_format)
+        for position in range(tokens.shape[-1]):
+            inner_cache.position = position
+            own_context = context.narrow(cell_dim, position, 1)
+            logits = model.run_inner_level(previous, own_context, layer_context=with_inner_cache)
+            draw(position, logits.flatten(1, -2)[:, 0])
+            previous = model.token_embeddings(_at(tokens, (*line, position)))
+
+    _fill_line_by_line(model, tokens, known, context, draw, model.outer_levels, with_outer_caches, fill_line)
 
 
 def sample_compiled(
@@ -308,35 +379,87 @@ def sample_compiled(
     layer_context: LayerContext,
     draw: LineDraws,
 ) -> None:
-    """As `sample_cached`, the step of the inner level compiled. What is drawn first waits for the compiler."""
-    inner_cache = StaticLineCache(tokens.dim() - 2, tokens.shape[-1], tokens.device)
-    first_cell = _at(context, (0,) * (tokens.dim() - 1))
-    layer_context = layer_context._replace(cache=inner_cache)
-    model.run_inner_level(torch.zeros_like(first_cell), first_cell, layer_context=layer_context)  # makes its tensors
-    step = torch.compile(model.run_inner_level, dynamic=False)
-    _sample_step_by_step(model, tokens, known, context, layer_context, draw, step)
+    """As `sample_cached`, by compiled code: the outer levels, and all that is done for a cell. What is drawn first
+    waits for the compiler."""
+    device = tokens.device
+    *outer_caches, inner_cache = (StaticLineCache(axis, length, device) for axis, length in enumerate(tokens.shape[1:]))
+    with_outer_caches = [layer_context._replace(cache=cache) for cache in outer_caches]
+    with_inner_cache = layer_context._replace(cache=inner_cache)
+    # Each runs once, by which the caches make their tensors: compiled code finds them there.
+    for axis, (level, with_cache) in enumerate(zip(model.outer_levels, with_outer_caches, strict=True)):
+        level(_at(context, (0,) * (axis + 1)), with_cache)
+    first_cell = _at(context, (0,) * len(tokens.shape[1:]))
+    model.run_inner_level(torch.zeros_like(first_cell), first_cell, layer_context=with_inner_cache)
+    compiled = partial(torch.compile, dynamic=False, options={"cpp_wrapper": device.type == "cpu"})
+    warping = draw.warping.as_tensors(device)
+    compiled_fill, outer_levels = compiled(fill_cell), [compiled(level) for level in model.outer_levels]
+
+    def fill_line(line: tuple[int, ...], context: torch.Tensor) -> None:
+        arguments = {
+            "model": model,
+            "tokens": draw.tokens,
+            "known": draw.known,
+            "noise": draw.noise,
+            "context": context,
+            "layer_context": with_inner_cache,
+            "warping": warping,
+        }
+        fill = compiled_fill
+        for position in range(tokens.shape[-1]):
+            inner_cache.position = position
+            fill(**arguments)
+            draw.count_position(position)
+            if position == 0:
+                fill = without_guards(fill_cell, compiled_fill, arguments)
+
+    _fill_line_by_line(model, tokens, known, context, draw, outer_levels, with_outer_caches, fill_line)
 
 
-def _sample_step_by_step(
+def fill_cell(
+    model,
+    tokens: torch.Tensor,
+    known: torch.Tensor,
+    noise: torch.Tensor,
+    context: torch.Tensor,
+    layer_context: LayerContext,
+    warping: Warping,
+) -> None:
+    """Draws, in place, what stands in `tokens` (B, length) of a line at the position of the cache.
+
+    `known` (B, length), `noise` (B, length, vocab_size): as in `draw_values`; `context` (B, *1, length, hidden_size).
+    `layer_context`: with a `StaticLineCache`. No shape depends on the position.
+    """
+    position = layer_context.cache.position_index
+    own_context = context.index_select(-2, position)
+    before = model.token_embeddings(tokens.index_select(1, (position - 1).clamp(min=0))).view_as(own_context)
+    before = torch.where(position > 0, before, torch.zeros_like(before))
+    logits = model.run_inner_level(before, own_context, layer_context=layer_context).flatten(0, -2)
+    scores, values = noise.index_select(1, position)[:, 0], tokens.index_select(1, position)[:, 0]
+    drawn = draw_values(logits, scores, values, known.index_select(1, position)[:, 0], warping)
+    noise.index_copy_(1, position, scores[:, None])
+    tokens.index_copy_(1, position, drawn[:, None])
+
+
+def _fill_line_by_line(
     model,
     tokens: torch.Tensor,
     known: torch.Tensor,
     context: torch.Tensor,
-    layer_context: LayerContext,
     draw: LineDraws,
-    run_inner_level: Callable,
+    outer_levels: Sequence[Callable],
+    with_outer_caches: Sequence[LayerContext],
+    fill_line: Callable[[tuple[int, ...], torch.Tensor], None],
 ) -> None:
-    """`layer_context`: with the cache of the inner level."""
+    """Runs the outer levels slice by slice, each with its cache. `fill_line` is given the coordinates of a line whose
+    noise is drawn, and its context (B, 1, ..., 1, length, hidden_size)."""
     fastest = tokens.dim() - 2
-    caches = [LineCache(axis, tokens.shape[axis + 1]) for axis in range(fastest)]
-    with_outer_caches = [layer_context._replace(cache=cache) for cache in caches]
-    inner_cache = layer_context.cache
 
     def fill_slice(index: tuple[int, ...], context: torch.Tensor) -> None:
         """Fills the cells that begin with `index`, whose context is (B, 1, ..., 1, *other axes, hidden_size)."""
         axis = len(index)
         if axis == fastest:
-            fill_line(index, context)
+            if draw.start_line(tokens, known, index):
+                fill_line(index, context)
             return
         gathered = torch.zeros_like(context.narrow(axis + 1, 0, 1))  # by this level, over the slices before
         for position in range(tokens.shape[axis + 1]):
@@ -344,18 +467,8 @@ def _sample_step_by_step(
             fill_slice((*index, position), own_context + gathered)
             if position + 1 < tokens.shape[axis + 1]:
                 hidden_states = model.token_embeddings(_at(tokens, (*index, position)))
-                caches[axis].position = position
-                gathered = model.outer_levels[axis](hidden_states + own_context, with_outer_caches[axis])
-
-    def fill_line(line: tuple[int, ...], context: torch.Tensor) -> None:
-        if not draw.start_line(tokens, known, line):
-            return
-        previous = torch.zeros_like(context.narrow(fastest + 1, 0, 1), memory_format=torch.contiguous_format)
-        for position in range(tokens.shape[-1]):
-            inner_cache.position = position
-            logits = run_inner_level(previous, context.narrow(fastest + 1, position, 1), layer_context=layer_context)
-            draw(position, logits.flatten(1, -2)[:, 0])
-            previous = model.token_embeddings(_at(tokens, (*line, position)))
+                with_outer_caches[axis].cache.position = position
+                gathered = outer_levels[axis](hidden_states + own_context, with_outer_caches[axis])
 
     fill_slice((), context)
 

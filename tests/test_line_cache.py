@@ -35,17 +35,20 @@ def test_a_cache_begins_at_position_zero(cache):
     assert torch.equal(keys[:, :1], key) and torch.equal(values[:, :1], value)
 
 
-def test_static_tensors_and_a_mask_of_what_has_come():
-    key, value = torch.randn(2, 1, 3, 5, 2, 4).unbind()
-    attention, cache = nn.Identity(), StaticLineCache(1, 5, torch.device("cpu"))
-    for position in range(5):
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_static_tensors_and_a_mask_of_what_has_come(axis):
+    key, value = torch.randn(2, 1, 3, 5, 7, 2, 4).unbind()
+    length, dim = key.shape[axis + 1], axis + 1
+    attention, cache = nn.Identity(), StaticLineCache(axis, length, torch.device("cpu"))
+    for position in range(length):
         cache.position = position
-        keys, values, mask = cache.append(attention, key.narrow(2, position, 1), value.narrow(2, position, 1))
-        assert keys.shape == values.shape == (1, 3, 5, 2, 4) and mask.tolist() == [
-            place <= position for place in range(5)
-        ]
-        assert torch.equal(keys[:, :, mask], key[:, :, : position + 1])
-        assert torch.equal(values[:, :, mask], value[:, :, : position + 1])
+        step = [states.narrow(dim, position, 1) for states in (key, value)]
+        keys, values, mask = cache.append(attention, *step)
+        assert keys.shape == values.shape == key.shape
+        assert mask.flatten().tolist() == [place <= position for place in range(length)]
+        assert mask.shape == (length, *[1] * (2 - axis)), "it broadcasts over the keys' (batch, *grid)"
+        for kept, given in ((keys, key), (values, value)):
+            assert torch.equal(kept.narrow(dim, 0, position + 1), given.narrow(dim, 0, position + 1))
 
 
 def attended_by_loops(attention, hidden_states, positions):
@@ -88,7 +91,8 @@ def attended_by_loops(attention, hidden_states, positions):
 
 @kinds
 @pytest.mark.parametrize("positions", [None, (-1.0, 0.5, 0.75, 2.0, 1.5, 6.0, 40.25)], ids=["counted", "given"])
-@pytest.mark.parametrize(("axis", "static"), [(0, False), (1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_layer_alone_given_one_position_after_the_other(axis, static, positions, position_embedding):
     """As the whole line at once, and as by loops; the native lengths are 3, so that distances leave the tables."""
     config = make_config((3, 3, 3), position_embedding=position_embedding)
@@ -106,7 +110,7 @@ def test_a_layer_alone_given_one_position_after_the_other(axis, static, position
         expected = attended_by_loops(attention, lines.flatten(0, -3), positions or range(7))
         expected = expected.view(lines.shape).movedim(-2, axis + 1)
         torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
-        cache = StaticLineCache(2, 7, hidden_states.device) if static else LineCache(axis, 7)
+        cache = StaticLineCache(axis, 7, hidden_states.device) if static else LineCache(axis, 7)
         for position in range(7):
             cache.position = position
             step = attention(hidden_states.narrow(axis + 1, position, 1), context._replace(cache=cache))
@@ -124,15 +128,18 @@ def test_a_step_of_static_shapes_draws_the_same_pixels(monkeypatch, overrides):
 
     def watched(self, attention, key, value):
         keys, values, mask = append(self, attention, key, value)
-        shapes.append((self.position, keys.shape[self.axis + 1], values.shape[self.axis + 1], mask.tolist()))
+        lengths = keys.shape[self.axis + 1], values.shape[self.axis + 1]
+        shapes.append((self.axis, self.position, *lengths, mask.flatten().tolist()))
         return keys, values, mask
 
     monkeypatch.setattr(StaticLineCache, "append", watched)
     assert torch.equal(sample(model, sampler="compiled", **options), sample(model, **options))
-    assert len(compiled) == model.config.num_grids
-    assert {position for position, *_ in shapes} == set(range(5))
-    for position, keys, values, mask in shapes:
-        assert keys == values == 5 and mask == [index <= position for index in range(5)]
+    grid = model.config.grid_shape
+    assert len(compiled) == model.config.num_grids * len(grid)
+    last = [*(length - 1 for length in grid[:-1]), grid[-1]]  # no level but the inner one runs on its last slice
+    assert {shape[:2] for shape in shapes} == {(axis, place) for axis, end in enumerate(last) for place in range(end)}
+    for axis, position, keys, values, mask in shapes:
+        assert keys == values == grid[axis] and mask == [index <= position for index in range(grid[axis])]
 
 
 # Planted faults: comparisons of samplers can fail

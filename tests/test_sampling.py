@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from torch import nn
 
 from modeling_axial.modeling_axial_decoder import AxialForCausalImageModeling
 from modeling_axial.sampling import SAMPLERS, Known, LineDraws, SamplingOptions, keep_top_k, keep_top_p
@@ -176,7 +177,7 @@ def compare_steps_and_whole(monkeypatch, sampler, image_size, **overrides):
     ("implementation", "overrides"),
     [
         ("sdpa", {}),
-        ("eager", {}),
+        pytest.param("eager", {}, marks=pytest.mark.audit),
         pytest.param("sdpa", {"position_embedding": "rotary+relative"}, marks=pytest.mark.audit),
         pytest.param(
             "eager", {"position_embedding": "rotary+relative", "attention_window": 2}, marks=pytest.mark.audit
@@ -193,6 +194,70 @@ def test_compiled_code_draws_the_same_pixels(implementation, overrides):
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert torch.equal(sample(model, 3, sampler="compiled", **options), pictures)
         assert not torch.equal(sample(model, 3, seed=5, sampler="compiled", **options), pictures)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compilation without generated code, which takes a tenth of the time."""
+    compile_in_full = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compile_in_full(step, dynamic=False, backend="eager"))
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+ALL_OPTIONS = [
+    {"guidance_scale": 2.5, "top_k": 5, "top_p": 0.7, "temperature": 1.5},
+    {"guidance_scale": 1.25, "top_k": 5, "top_p": 0.9, "temperature": 4.0},
+]
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [{"top_k": 3}, {"top_k": 3, "temperature": 0.3}],
+        [{"top_p": 0.5, "temperature": 0.6}, {"top_p": 0.8}],
+        [{"temperature": 2.0}, {"temperature": 3.5}, {"temperature": math.inf}],
+        ALL_OPTIONS,
+    ],
+    ids=str,
+)
+def test_one_compilation_draws_by_any_number_of_an_option(traced, ways):
+    compare_ways_compiled_and_eager(ways)
+
+
+@pytest.mark.slow
+@pytest.mark.audit
+def test_generated_code_draws_by_all_options():
+    torch.compiler.reset()
+    compare_ways_compiled_and_eager(ALL_OPTIONS)
+
+
+def compare_ways_compiled_and_eager(ways):
+    """Beside known values, which use up noise. Of plain eager code each of `ways` draws something else."""
+    model = make_model((3, 5), num_channels=1, vocab_size=11, num_classes=2, class_dropout_prob=0.1)
+    known = torch.full((1, 1, 3, 5), 4), torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(0)) < 0.2
+    options = {"known": known, "class_labels": torch.tensor([0, 1])}
+    expected = [sample(model, 2, **options, **way) for way in ways]
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(expected, 2))
+    sample(model, 2, sampler="compiled", **options, **ways[0])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for way, pictures in zip(ways, expected, strict=True):
+            assert torch.equal(sample(model, 2, sampler="compiled", **options, **way), pictures)
+
+
+def test_compiled_code_follows_a_model_that_changes(traced):
+    """Guards are left out between the cells of a line alone."""
+    model = make_model((3, 5), num_channels=1, vocab_size=11)
+    pictures = sample(model, sampler="compiled")
+    assert torch.equal(pictures, sample(model))
+    with torch.no_grad():
+        model.head.weight.neg_()
+    changed = sample(model, sampler="compiled")
+    assert torch.equal(changed, sample(model)) and not torch.equal(changed, pictures)
+    model.norm = nn.Identity()
+    without_norm = sample(model, sampler="compiled")
+    assert torch.equal(without_norm, sample(model)) and not torch.equal(without_norm, changed)
 
 
 # Cost
