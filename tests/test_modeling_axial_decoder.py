@@ -1109,10 +1109,13 @@ def test_weights_offloaded_to_disk(channel_order, tmp_path):
     model = make_model(channel_order=channel_order)
     inputs = make_inputs(model.config)
     model.save_pretrained(tmp_path)
+    # All but the last norm: Accelerate before 1.15 wants some part to stay.
+    device_map = {name: "cpu" if name == "norm" else "disk" for name, _ in model.named_children()}
     offloaded = AxialForCausalImageModeling.from_pretrained(
-        tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+        tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
     )
-    assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
+    stayed = {name for name, parameter in offloaded.named_parameters() if parameter.device.type != "meta"}
+    assert stayed == {"norm.weight", "norm.bias"}
     torch.testing.assert_close(offloaded(**inputs).logits, model(**inputs).logits, rtol=1e-12, atol=1e-12)
 
 
