@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test audit mutants floors docs web generate checkpoint checkpoint-autoregressive style check constraints clean
+.PHONY: demo test audit mutants floors distributions docs web generate checkpoint checkpoint-autoregressive style check constraints clean
 
 demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
@@ -29,6 +29,9 @@ floors: .venv/installed-test  # all tests but the exhaustive ones, with the olde
 generate: .venv/installed-generate  # train a model that draws digits, in about an hour; goes on where it was stopped
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \
 		--output_dir outputs/digits-autoregressive --resume_from_checkpoint latest
+
+distributions: .venv/installed-test  # the files for a package index: make distributions ADDRESS=https://github.com/OWNER/NAME
+	$(BIN)/python -m tests.distributions $(ADDRESS)
 
 web: .venv/installed-demo .venv/installed-features  # build the page that runs the digits models in a browser; needs npm
 	$(BIN)/python examples/web/build_page.py

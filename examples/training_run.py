@@ -259,9 +259,8 @@ class TrainingRun:
         self, trained_on: str, measured_on: str, classes: Sequence[str] | str, model: PreTrainedModel
     ) -> None:
         """Says in five lines what is to be done; after `load`."""
-        steps = (
-            f"{self._total_steps:,} of {self._samples_per_step:,} examples each; an epoch has {self.steps_per_epoch:,}"
-        )
+        each = min(self._samples_per_step, self.sampler.samples_per_epoch)
+        steps = f"{self._total_steps:,} of {each:,} examples each; an epoch has {self.steps_per_epoch:,}"
         self.accelerator.print(*opening_lines(trained_on, measured_on, classes, model, steps), sep="\n", flush=True)
 
     def load_validation(self, dataset: Dataset, num_workers: int = 0) -> DataLoader:

@@ -1,6 +1,5 @@
 """What is handed to strangers: one version, distributions that hold what they should, and a workflow that fits."""
 
-import ast
 import os
 import re
 import shutil
@@ -9,11 +8,14 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
+
+from tests.distributions import BUILD, main, shown_elsewhere, tracked_files, version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -21,16 +23,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-def version():
-    """`modeling_axial.__version__`, as setuptools reads it: from the text, without an import."""
-    statements = ast.parse(read("modeling_axial/__init__.py")).body
-    return next(
-        ast.literal_eval(statement.value)
-        for statement in statements
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__version__"
-    )
 
 
 # The version and what else is said of the package
@@ -55,15 +47,12 @@ def test_only_the_addresses_of_the_owner_are_left_open():
 # Distributions
 
 
-def tracked_files():
+@pytest.fixture(scope="module")
+def files_of_git():
     """What git holds, if this is a clone of git; in an unpacked source distribution these tests are skipped."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("no repository of git, whose files are those to be distributed")
-    # Whoever may read the files may list them, also where they are another's.
-    listed = subprocess.run(
-        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+    return tracked_files()
 
 
 def run(*command, cwd, **environment):
@@ -79,14 +68,11 @@ def run(*command, cwd, **environment):
     return done.stdout
 
 
-BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"  # what pip calls
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(files_of_git, tmp_path_factory):
     """The unpacked source distribution of what git holds, and some files that it does not."""
     folder, built = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("built")
-    for name in tracked_files():
+    for name in files_of_git:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     for name in ("outputs/model.safetensors", ".venv/bin/python", "tests/__pycache__/hub.cpython-311.pyc"):
@@ -106,10 +92,10 @@ def wheel(source, tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_the_source_distribution_is_what_git_holds(source):
+def test_the_source_distribution_is_what_git_holds(source, files_of_git):
     files = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     made = {name for name in files if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
-    assert files - made == tracked_files()
+    assert files - made == files_of_git
     for name in ("model.safetensors", "tests/conftest.py"):
         assert (source / name).read_bytes() == (ROOT / name).read_bytes()
     assert os.access(source / ".ci/run", os.X_OK)
@@ -124,10 +110,10 @@ def test_tests_pass_in_the_unpacked_source_distribution(source):
 
 
 @pytest.mark.audit
-def test_the_wheel_is_the_package_alone_and_is_imported_from_elsewhere(wheel, tmp_path):
+def test_the_wheel_is_the_package_alone_and_is_imported_from_elsewhere(wheel, files_of_git, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert files == {name for name in tracked_files() if name.startswith("modeling_axial/")}
+    assert files == {name for name in files_of_git if name.startswith("modeling_axial/")}
     options = ["--no-deps", "--no-index", "--no-compile", "--target", tmp_path / "installed"]
     run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=tmp_path)
     code = "import importlib.metadata as i, modeling_axial as m; print(m.__file__, i.version('modeling-axial'))"
@@ -138,6 +124,48 @@ def test_the_wheel_is_the_package_alone_and_is_imported_from_elsewhere(wheel, tm
     described = metadata.read_text(encoding="utf-8")
     for line in [f"Version: {version()}", "License-Expression: MIT", f"Requires-Python: {PROJECT['requires-python']}"]:
         assert f"\n{line}\n" in described
+
+
+# What an index shows
+
+ADDRESS = "https://github.com/somebody/axial"
+
+
+def test_links_lead_to_the_repository_where_an_index_shows_them():
+    text = (
+        "# Axial\n\n![A picture]({0}docs/a.png) of [two\nlines]({1}docs/b.md#part), [here](#c), [b](https://d.e)\n---\n"
+    )
+    front_matter = "---\nlicense: mit\n---\n\n"
+    shown = shown_elsewhere(front_matter + text.format("", ""), ADDRESS, "v1.2.3")
+    assert shown == text.format(f"{ADDRESS}/raw/v1.2.3/", f"{ADDRESS}/blob/v1.2.3/")
+
+
+def test_every_link_of_the_readme_that_is_shown_is_absolute(files_of_git):
+    shown = shown_elsewhere(read("README.md"), ADDRESS, "v1")
+    targets = re.findall(r"\]\(([^)]+)\)", shown)
+    own = [target.removeprefix(f"{ADDRESS}/") for target in targets if target.startswith(ADDRESS)]
+    assert len(own) > 30 and all(target.startswith(("https://", "#")) for target in targets)
+    assert {re.sub("^(raw|blob)/v1/|#.*$", "", target) for target in own} <= files_of_git
+    assert [target for target in own if target.startswith("raw/")] == re.findall(r"raw/v1/\S+\.png(?=\))", shown)
+    assert shown.startswith("# ") and "license: mit" not in shown
+
+
+def test_an_address_that_an_index_would_not_show_is_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["http://github.com/somebody/axial", "--output", str(tmp_path)])
+    assert "must begin with https://" in capsys.readouterr().err
+
+
+@pytest.mark.audit
+def test_distributions_for_an_index(files_of_git, tmp_path):
+    main([f"{ADDRESS}/", "--output", str(tmp_path / "dist")])
+    name = f"modeling_axial-{version()}"
+    assert sorted(path.name for path in (tmp_path / "dist").iterdir()) == [f"{name}-py3-none-any.whl", f"{name}.tar.gz"]
+    with zipfile.ZipFile(tmp_path / "dist" / f"{name}-py3-none-any.whl") as archive:
+        described = message_from_bytes(archive.read(f"{name}.dist-info/METADATA"))
+    assert described["Project-URL"] == f"Repository, {ADDRESS}"
+    expected = shown_elsewhere(read("README.md"), ADDRESS, f"v{version()}")
+    assert described.get_payload(decode=True).decode().strip() == expected.strip()
 
 
 # The workflow
