@@ -30,10 +30,10 @@ generate: .venv/installed-generate  # train a model that draws digits, in about 
 	$(BIN)/python examples/train_autoregressive_image.py configuration/training/digits_autoregressive.yaml \
 		--output_dir outputs/digits-autoregressive --resume_from_checkpoint latest
 
-distributions: .venv/installed-test  # the files for a package index: make distributions ADDRESS=https://github.com/OWNER/NAME
+distributions: .venv/installed-test  # files for a package index: make distributions ADDRESS=https://github.com/OWNER/NAME
 	$(BIN)/python -m tests.distributions $(ADDRESS)
 
-web: .venv/installed-demo .venv/installed-features  # build the page that runs the digits models in a browser; needs npm
+web: .venv/installed-segmentation .venv/installed-features  # build the page that runs small models in a browser; needs npm
 	$(BIN)/python examples/web/build_page.py
 
 checkpoint: .venv/installed-demo  # make the checkpoint in the root of this repository

@@ -1,11 +1,12 @@
 """
-Build the page that runs the digits models in a browser: `python examples/web/build_page.py`, or `make web`
+Build the page that runs small models in a browser: `python examples/web/build_page.py`, or `make web`
 
 What it writes is a folder of static files, ready to be served by any web server or uploaded as a static Space:
 
     python -m http.server --directory build/web
 
-Needs the extras `demo` and `features`, and npm, which brings onnxruntime-web: its version and hash are pinned here.
+Needs the extras `segmentation` and `features`, and npm, which brings onnxruntime-web, whose version and hash are pinned
+here.
 """
 
 import argparse
@@ -19,14 +20,20 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from export_models import ROOT, export_models, open_models
+from export_models import ROOT, SEGMENTER, SEGMENTER_SIDE, export_models, open_models
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
-from modeling_axial import AxialForCausalImageModeling, AxialForImageClassification
+from modeling_axial import (
+    AxialConfig,
+    AxialForCausalImageModeling,
+    AxialForImageClassification,
+    AxialForSemanticSegmentation,
+)
 
 sys.path.append(str(ROOT / "examples"))
 from image_classification_data import Digits  # noqa: E402
+from segmentation_samples import Nuclei2d  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent / "page"
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -35,6 +42,8 @@ RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL0
 # The runtime for WebAssembly as one ES module, and the binary that it loads.
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 NUM_EXAMPLES = 20
+# Rows at which the examples of nuclei begin, in the half of the picture that was kept out of training.
+NUCLEI_ROWS = (0, 128, 256)
 
 
 def fetch_runtime(cache: Path) -> Path:
@@ -77,6 +86,15 @@ def example_digits() -> tuple[np.ndarray, np.ndarray]:
     return pictures[order], labels[order]
 
 
+def example_nuclei(config: AxialConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and masks, 1 for nucleus, both uint8 (3, SEGMENTER_SIDE, SEGMENTER_SIDE), of the half that was kept out
+    of training."""
+    (held_out,) = Nuclei2d(config, fold=0).held_out
+    crops = [held_out.crop((row, 0), (SEGMENTER_SIDE, SEGMENTER_SIDE)) for row in NUCLEI_ROWS]
+    pictures, masks = zip(*crops, strict=True)
+    return np.concatenate(pictures).astype(np.uint8), np.stack(masks)  # the file has 16 bits, of which it uses 8
+
+
 def settings(
     processor: BaseImageProcessor,
     classifier: AxialForImageClassification,
@@ -100,19 +118,34 @@ def settings(
     }
 
 
+def segmenter_settings(processor: BaseImageProcessor, segmenter: AxialForSemanticSegmentation) -> dict:
+    """The same for the model that finds nuclei, whose pixels are as those of the file, from 0 to 255."""
+    (mean,), (deviation,) = processor.image_mean, processor.image_std
+    return {
+        "weights": segmenter.num_parameters(),
+        "side": SEGMENTER_SIDE,
+        "rescale_factor": 1,
+        "image_mean": mean,
+        "image_std": deviation,
+        "example_rows": NUCLEI_ROWS,
+    }
+
+
 def build(folder: Path, package: Path, models: Path | None = None) -> None:
     """Writes the page into `folder`, anew. `models`: the folder of graphs that are exported already."""
-    classifier, decoder = open_models()
+    classifier, decoder, segmenter = open_models()
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(PAGE, folder)
     unpack_runtime(package, folder / "runtime")
     if models is None:
-        export_models(classifier, decoder, folder / "models")
+        export_models(classifier, decoder, segmenter, folder / "models")
     else:
         shutil.copytree(models, folder / "models", ignore=lambda _, names: {n for n in names if n[-5:] != ".onnx"})
     pictures, labels = example_digits()
     (folder / "examples.bin").write_bytes(pictures.tobytes())
+    (folder / "nuclei.bin").write_bytes(np.stack(example_nuclei(segmenter.config), 1).tobytes())
     told = settings(AutoImageProcessor.from_pretrained(ROOT), classifier, decoder, labels)
+    told["segmenter"] = segmenter_settings(AutoImageProcessor.from_pretrained(ROOT, subfolder=SEGMENTER), segmenter)
     (folder / "settings.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,32 +1,39 @@
-"""The models of the page as ONNX graphs of fixed shapes, for one picture at a time: four, each a module of its own.
+"""The models of the page as ONNX graphs of fixed shapes, for one picture at a time: five, each a module of its own.
 
     classifier   pixel_values (1, C, *pixels)                    -> logits (1, labels), attentions
     context      class_label (1,)                                -> context (1, rows, columns, hidden_size)
     pixel        token, position, context of the cell, state     -> logits (1, vocab_size), state
     row          tokens, position, context of the row, state     -> gathered (1, 1, columns, hidden_size), state
+    segmenter    pixel_values (1, 1, side, side)                 -> logits (1, 2, side, side)
 
-The last three are the `cached` sampler of the autoregressive model, without its loops: `pixel` is the step of the inner
-level, `row` that of the outer one. What the sampler keeps from step to step, keys and values, is handed in and out.
+Those from `context` to `row` are the `cached` sampler of the autoregressive model, without its loops: `pixel` is the
+step of the inner level, `row` that of the outer one. What the sampler keeps from step to step, keys and values, is
+handed in and out.
 """
 
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from modeling_axial import AxialForCausalImageModeling, AxialForImageClassification
+from modeling_axial import AxialForCausalImageModeling, AxialForImageClassification, AxialForSemanticSegmentation
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.position_embeddings import AxisCells
 
 ROOT = Path(__file__).resolve().parents[2]
+SEGMENTER = "checkpoints/nuclei2d"
+# Pixels of a picture that is segmented, along each axis. The model takes grids of any size; of squares this large it
+# makes out the nuclei as well as of the whole half of the picture that it is measured on.
+SEGMENTER_SIDE = 256
 
 
-def open_models() -> tuple[AxialForImageClassification, AxialForCausalImageModeling]:
-    """The digits classifier and the autoregressive model of this repository."""
+def open_models() -> tuple[AxialForImageClassification, AxialForCausalImageModeling, AxialForSemanticSegmentation]:
+    """The digits classifier, the autoregressive model and the one that finds nuclei, of this repository."""
     return (
         AutoModelForImageClassification.from_pretrained(ROOT).eval(),
         AutoModelForCausalLM.from_pretrained(ROOT, subfolder="checkpoints/digits-autoregressive").eval(),
+        AutoModelForSemanticSegmentation.from_pretrained(ROOT, subfolder=SEGMENTER).eval(),
     )
 
 
@@ -158,16 +165,42 @@ class DecoderRow(Decoder):
         return tokens, torch.zeros(1, dtype=torch.long), context, state
 
 
+class Segmenter(nn.Module):
+    """The logits of two classes for each pixel of a square picture, which the model sees whole."""
+
+    input_names, output_names = ("pixel_values",), ("logits",)
+
+    def __init__(self, model: AxialForSemanticSegmentation):
+        super().__init__()
+        config = model.config
+        if config.num_channels != 1 or config.num_axes != 2 or config.num_labels != 2:
+            raise ValueError(
+                "the page outlines the second of two classes on pictures of one channel, got "
+                f"num_channels={config.num_channels}, num_axes={config.num_axes}, num_labels={config.num_labels}."
+            )
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).logits
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(1, 1, SEGMENTER_SIDE, SEGMENTER_SIDE),)
+
+
 def export_models(
-    classifier: AxialForImageClassification, decoder: AxialForCausalImageModeling, folder: Path
+    classifier: AxialForImageClassification,
+    decoder: AxialForCausalImageModeling,
+    segmenter: AxialForSemanticSegmentation,
+    folder: Path,
 ) -> list[Path]:
-    """Writes the four graphs into `folder`, as `NAME.onnx`."""
+    """Writes the five graphs into `folder`, as `NAME.onnx`."""
     folder.mkdir(parents=True, exist_ok=True)
     modules = {
         "classifier": ClassifierWithMaps(classifier),
         "context": DecoderContext(decoder),
         "pixel": DecoderPixel(decoder),
         "row": DecoderRow(decoder),
+        "segmenter": Segmenter(segmenter),
     }
     paths = []
     for name, module in modules.items():

@@ -6,7 +6,10 @@ import { complete } from "./completion.js";
 import { DrawingPad } from "./drawing_pad.js";
 import { uniformFromSeed } from "./draws.js";
 import { openModels } from "./models.js";
+import { paintNuclei } from "./nuclei_view.js";
+import { readPicture } from "./own_picture.js";
 import { paintPixels, paintUnknown, prepare } from "./picture.js";
+import { count, intersectionOverUnion, segment } from "./segmenter.js";
 
 const GUIDANCE_SCALE = 2; // towards the digit that is asked for
 const DRAWN_INK = [255, 190, 140];
@@ -181,14 +184,88 @@ function showTools(pad, examples) {
   showExample();
 }
 
-/** What computes here, in words. */
-function about({ runtime, rows, columns, classifier_weights, decoder_weights }) {
-  const [reads, draws] = [classifier_weights, decoder_weights].map((count) => count.toLocaleString("en"));
+function showSegmenter(models) {
+  const { nuclei } = models;
+  const { side } = models.settings.segmenter;
+  const [button, file] = [element("next-cells"), element("own-cells")];
+  let shown; // the picture: its pixels, words about it, and the mask of an example
+
+  const update = coalesced(async () => {
+    const { pixels, words, truth } = shown;
+    const { mask, milliseconds } = await segment(models, pixels);
+    const [share, found] = [percentage(count(mask) / mask.length), count(mask).toLocaleString("en")];
+    paintNuclei(element("nuclei"), pixels, mask);
+    element("nuclei").setAttribute("aria-label", `${words} Outlined as nuclei: ${share}.`);
+    element("nuclei-share").textContent = share;
+    element("nuclei-time").textContent = `computed in ${seconds(milliseconds)}`;
+    element("nuclei-text").textContent =
+      `of the picture is nucleus: ${found} of ${mask.length.toLocaleString("en")} pixels.` +
+      (truth ? comparison(mask, truth) : "");
+  });
+
+  function show(picture) {
+    shown = picture;
+    for (const id of ["cells", "nuclei"]) paintNuclei(element(id), picture.pixels);
+    element("cells").setAttribute("aria-label", picture.words);
+    element("cells-text").textContent = picture.words;
+    element("nuclei-text").textContent = "Computing …";
+    return update();
+  }
+
+  let next = 0;
+  function showExample() {
+    const number = next++ % nuclei.length;
+    const { pixels, mask, row } = nuclei[number];
+    const place = `rows ${row + 1} to ${row + side} of the half that was kept out of training`;
+    file.value = ""; // so that the same file can be opened again
+    return show({ pixels, words: `Example ${number + 1} of ${nuclei.length}: ${place}.`, truth: mask });
+  }
+
+  async function showOwn() {
+    if (file.files.length === 0) return;
+    const [{ name }] = file.files;
+    try {
+      const { pixels, width, height } = await readPicture(file.files[0], side);
+      await show({ pixels, words: `${name}, ${width} × ${height} pixels: ${whatIsTaken(width, height, side)}` });
+    } catch (error) {
+      element("nuclei-text").textContent = error.message;
+    }
+  }
+
+  button.addEventListener("click", () => guarded(showExample));
+  file.addEventListener("change", () => guarded(showOwn));
+  for (const control of [button, file]) control.disabled = false;
+  return showExample();
+}
+
+const percentage = (share) => `${(100 * share).toFixed(1)}%`;
+
+/** How far the mask of the model is that of the experts, in words. */
+function comparison(mask, truth) {
   return (
-    `Pictures have ${rows} × ${columns} pixels, as you see them. The classifier, of ${reads} weights, attends along the ` +
+    ` Experts have marked ${percentage(count(truth) / truth.length)}; what both call nucleus is ` +
+    `${percentage(intersectionOverUnion(mask, truth))} of what either does.`
+  );
+}
+
+/** What becomes of a picture of another size, in words. */
+function whatIsTaken(width, height, side) {
+  const taken = Math.min(width, height);
+  const part = width === height ? "all of it" : `its middle, ${taken} × ${taken},`;
+  return `${part} in grey` + (taken === side ? "." : `, resized to ${side} × ${side}.`);
+}
+
+/** What computes here, in words. */
+function about({ runtime, rows, columns, classifier_weights, decoder_weights, segmenter }) {
+  const [reads, draws, finds] = [classifier_weights, decoder_weights, segmenter.weights].map((weights) =>
+    weights.toLocaleString("en"),
+  );
+  return (
+    `Digits have ${rows} × ${columns} pixels, as you see them. The classifier, of ${reads} weights, attends along the ` +
     `rows and columns of a grid of patches; the model that draws, of ${draws} weights, keeps the keys and values of all ` +
-    `that it has drawn. Both have learnt from 4,000 digits of MNIST, and run as ONNX graphs by ` +
-    `${runtime.replace("@", " ")}, in WebAssembly, on one thread.`
+    `that it has drawn. Both have learnt from 4,000 digits of MNIST. The model that finds nuclei, of ${finds} weights, ` +
+    `has learnt from one half of a picture of the Data Science Bowl 2018, which comes with the package stardist. All ` +
+    `run as ONNX graphs by ${runtime.replace("@", " ")}, in WebAssembly, on one thread.`
   );
 }
 
@@ -209,6 +286,7 @@ guarded(async () => {
   showTools(pad, models.examples);
   await showClassifier(models, pad);
   showCompletion(models, pad);
+  await showSegmenter(models);
   element("status").textContent = `Ready after ${seconds(performance.now() - start)}.`;
   element("about").textContent = about(models.settings);
 });

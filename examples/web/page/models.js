@@ -1,8 +1,8 @@
-/** Opens what the build has put beside this page: the runtime, the four graphs, settings and examples. */
+/** Opens what the build has put beside this page: the runtime, the five graphs, settings and examples. */
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 
-const GRAPHS = ["classifier", "context", "pixel", "row"];
+const GRAPHS = ["classifier", "context", "pixel", "row", "segmenter"];
 
 // One thread: several need a page isolated from others, which a static host does not promise, and gain nothing here.
 ort.env.wasm.numThreads = 1;
@@ -14,6 +14,8 @@ export const { Tensor } = ort;
  * @typedef {object} Models
  * @property {object} settings as `settings.json` has them
  * @property {{pixels: Uint8Array, label: number}[]} examples digits that were kept out of training
+ * @property {{pixels: Uint8Array, mask: Uint8Array, row: number}[]} nuclei pictures that were kept out of training,
+ *   which pixels experts have marked as nuclei, and where they begin in the half that they are of
  * @property {Object<string, ort.InferenceSession>} graphs
  */
 
@@ -25,11 +27,13 @@ export async function openModels(onProgress = () => {}) {
   let done = 0;
   const counted = async (promise) => {
     const result = await promise;
-    onProgress((done += 1), GRAPHS.length + 2);
+    onProgress((done += 1), GRAPHS.length + 3);
     return result;
   };
   const settings = await counted(fetched("settings.json").then((response) => response.json()));
-  const bytes = await counted(fetched("examples.bin").then((response) => response.arrayBuffer()));
+  const [digitBytes, nucleiBytes] = await Promise.all(
+    ["examples.bin", "nuclei.bin"].map((path) => counted(fetched(path).then((response) => response.arrayBuffer()))),
+  );
   const graphs = {};
   for (const name of GRAPHS) {
     const graph = await fetched(`models/${name}.onnx`).then((response) => response.arrayBuffer());
@@ -37,10 +41,16 @@ export async function openModels(onProgress = () => {}) {
   }
   const size = settings.rows * settings.columns;
   const examples = settings.example_labels.map((label, index) => ({
-    pixels: new Uint8Array(bytes, index * size, size),
+    pixels: new Uint8Array(digitBytes, index * size, size),
     label,
   }));
-  return { settings, examples, graphs };
+  const area = settings.segmenter.side ** 2;
+  const nuclei = settings.segmenter.example_rows.map((row, index) => ({
+    pixels: new Uint8Array(nucleiBytes, 2 * index * area, area),
+    mask: new Uint8Array(nucleiBytes, (2 * index + 1) * area, area),
+    row,
+  }));
+  return { settings, examples, nuclei, graphs };
 }
 
 async function fetched(path) {

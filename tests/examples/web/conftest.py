@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "examples" / "web"))
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """The folder of the four graphs."""
+    """The folder of the five graphs."""
     from examples.web.export_models import export_models, open_models  # slow to import
 
     base = tmp_path_factory.getbasetemp()

@@ -5,9 +5,13 @@ import re
 import tarfile
 from base64 import b64encode
 
+import numpy as np
 import pytest
 
+from examples.segmentation_data import read_tiff
+from examples.segmentation_samples import STARDIST, Nuclei2d
 from examples.web import build_page
+from modeling_axial import AxialConfig
 from tests.conftest import ROOT
 
 PAGE = ROOT / "examples" / "web" / "page"
@@ -53,10 +57,11 @@ def test_the_page_is_built(package, exported, tmp_path):
     build_page.build(folder, package, exported)
     built = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     own = {path.name for path in PAGE.iterdir()}
-    graphs = {f"models/{name}.onnx" for name in ("classifier", "context", "pixel", "row")}
+    graphs = {f"models/{name}.onnx" for name in ("classifier", "context", "pixel", "row", "segmenter")}
     assert built == own | graphs | {f"runtime/{name}" for name in build_page.RUNTIME_FILES} | {
         "settings.json",
         "examples.bin",
+        "nuclei.bin",
     }
     told = json.loads((folder / "settings.json").read_text())
     stored = json.loads((ROOT / "preprocessor_config.json").read_text())
@@ -64,6 +69,30 @@ def test_the_page_is_built(package, exported, tmp_path):
     assert (told["rows"], told["columns"]) == (28, 28) and told["classes"] == [str(digit) for digit in range(10)]
     assert sorted(told["example_labels"]) == sorted([*range(10)] * 2)
     assert (folder / "examples.bin").stat().st_size == 20 * 28 * 28
+    stored = json.loads((ROOT / "checkpoints" / "nuclei2d" / "preprocessor_config.json").read_text())
+    segmenter = told["segmenter"]
+    assert [segmenter["image_mean"]] == stored["image_mean"] and [segmenter["image_std"]] == stored["image_std"]
+    assert (segmenter["side"], segmenter["rescale_factor"]) == (256, 1)
+    pictures, masks = example_nuclei()
+    written = np.frombuffer((folder / "nuclei.bin").read_bytes(), np.uint8).reshape(-1, 2, 256, 256)
+    assert len(segmenter["example_rows"]) == len(pictures) == 3
+    np.testing.assert_array_equal(written[:, 0], pictures)
+    np.testing.assert_array_equal(written[:, 1], masks)
+
+
+def example_nuclei():
+    return build_page.example_nuclei(AxialConfig(image_size=[8, 8], patch_size=4, num_channels=1))
+
+
+def test_nuclei_are_of_the_half_that_was_kept_out_of_training():
+    picture, mask = (
+        read_tiff(STARDIST.file(f"data/images/{name}", sha256)) for name, sha256 in Nuclei2d.sha256.items()
+    )
+    pictures, masks = example_nuclei()
+    assert pictures.dtype == masks.dtype == np.uint8
+    for row, part, nuclei in zip((0, 128, 256), pictures, masks, strict=True):
+        np.testing.assert_array_equal(part, picture[row : row + 256, 256:])
+        np.testing.assert_array_equal(nuclei, mask[row : row + 256, 256:] > 0)
 
 
 def test_the_page_has_no_inline_code_and_no_foreign_address():

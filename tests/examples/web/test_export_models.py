@@ -1,10 +1,19 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoImageProcessor
 
 from examples.image_classification_data import Digits
-from examples.web.export_models import ClassifierWithMaps, DecoderPixel, open_models
-from modeling_axial import AxialConfig, AxialDecoderConfig, AxialForCausalImageModeling, AxialForImageClassification
+from examples.web.build_page import example_nuclei
+from examples.web.export_models import SEGMENTER, ClassifierWithMaps, DecoderPixel, Segmenter, open_models
+from modeling_axial import (
+    AxialConfig,
+    AxialDecoderConfig,
+    AxialForCausalImageModeling,
+    AxialForImageClassification,
+    AxialForSemanticSegmentation,
+)
+from tests.conftest import ROOT
 from tests.examples.web.graph_sampler import complete, open_graphs, uniform_draws
 
 ANY_CLASS = 10
@@ -75,6 +84,19 @@ def test_whole_pictures_are_drawn_as_by_the_model(models, graphs, held_out):
     assert_completed_as_by_the_model(models[1], graphs, held_out[0], 0, 5, 1, seed=3)
 
 
+@pytest.mark.slow
+def test_the_segmenter_gives_the_logits_of_the_model(models, graphs):
+    pictures, masks = example_nuclei(models[2].config)
+    processor = AutoImageProcessor.from_pretrained(ROOT, subfolder=SEGMENTER)
+    for picture, mask in zip(pictures, masks, strict=True):
+        pixel_values = processor(picture, return_tensors="pt").pixel_values
+        (logits,) = graphs["segmenter"].run(None, {"pixel_values": pixel_values.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, models[2](pixel_values).logits, rtol=0, atol=1e-4)
+        found = logits[0].argmax(0) == 1
+        assert (found & (mask == 1)).sum() / (found | (mask == 1)).sum() > 0.88
+
+
 def test_models_that_the_page_cannot_show_are_refused():
     config = AxialConfig(image_size=[8, 12], patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(ValueError, match=r"grid \(2, 3\)"):
@@ -82,3 +104,6 @@ def test_models_that_the_page_cannot_show_are_refused():
     config = AxialDecoderConfig(image_size=[4, 5], num_channels=3, hidden_size=16, num_attention_heads=2)
     with pytest.raises(ValueError, match="num_channels=3"):
         DecoderPixel(AxialForCausalImageModeling(config))
+    config = AxialConfig(num_channels=1, num_labels=3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(ValueError, match="num_channels=1, num_axes=2, num_labels=3"):
+        Segmenter(AxialForSemanticSegmentation(config))

@@ -9,10 +9,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor
 
+from examples.segmentation_data import read_picture
 from examples.web import build_page
-from examples.web.export_models import open_models
+from examples.web.export_models import SEGMENTER, open_models
 from tests.conftest import ROOT
 from tests.examples.web.graph_sampler import complete, open_graphs, uniform_draws
 
@@ -288,6 +290,115 @@ def test_a_cell_shows_what_it_reads(page):
     assert text_of(page, "map-text").startswith("Read most")
 
 
+@pytest.fixture(scope="module")
+def segmented():
+    """A function that gives the logits (2, 256, 256) of the model for a grey picture."""
+    model, processor = open_models()[2], AutoImageProcessor.from_pretrained(ROOT, subfolder=SEGMENTER)
+
+    @torch.no_grad()
+    def segment(picture):
+        return model(**processor(picture, return_tensors="pt")).logits[0].numpy()
+
+    return segment
+
+
+@pytest.fixture(scope="module")
+def nuclei():
+    return build_page.example_nuclei(open_models()[2].config)
+
+
+def test_nuclei_are_found_as_by_the_model(page, segmented, nuclei):
+    for number, picture in enumerate(nuclei[0]):
+        logits, mask = run(
+            page,
+            OPEN
+            + """
+            const { segment } = await load("segmenter");
+            const { logits, mask } = await segment(models, models.nuclei[given[0]].pixels);
+            return [Array.from(logits), Array.from(mask)];""",
+            number,
+        )
+        expected = segmented(picture)
+        np.testing.assert_allclose(np.reshape(logits, expected.shape), expected, rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(np.reshape(mask, picture.shape), expected.argmax(0))
+
+
+def wait_for_nuclei(page, beginning):
+    """Waits for the nuclei of the picture whose description begins so."""
+    wait_for(page, lambda: text_of(page, "cells-text").startswith(beginning))
+    wait_for(page, lambda: text_of(page, "nuclei-text").startswith("of the picture is nucleus"))
+
+
+def painted(page, name):
+    """The colours (256, 256, 3) of a canvas."""
+    data = run(
+        page,
+        """
+        const canvas = document.getElementById(given[0]);
+        return Array.from(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data);""",
+        name,
+    )
+    return np.reshape(data, (256, 256, 4))[..., :3]
+
+
+def assert_nuclei_are_shown(page, picture, logits):
+    """Both canvases show the picture; on the second, nuclei are tinted, with a closed line on their outermost pixels
+    and a dark one around it; the words count them."""
+    mask = logits.argmax(0) == 1
+    np.testing.assert_array_equal(painted(page, "cells"), np.repeat(picture[..., None], 3, 2))
+    shown = painted(page, "nuclei")
+    wide = np.pad(mask, 1, mode="edge")
+    beside = np.stack([wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]])
+    inside, outside = mask & beside.all(0), ~mask & ~beside.any(0)
+    np.testing.assert_array_equal(shown[outside], np.repeat(picture[outside][:, None], 3, 1))
+    assert (shown[inside][:, 0] > shown[inside][:, 2]).all()
+    assert (shown[mask & ~inside] == shown[mask & ~inside][0]).all() and not shown[~mask & ~outside].any()
+    assert f"{mask.sum():,} of 65,536 pixels" in text_of(page, "nuclei-text")
+    assert text_of(page, "nuclei-share") == f"{100 * mask.mean():.1f}%"
+    assert text_of(page, "nuclei-time").startswith("computed in ")
+    assert text_of(page, "nuclei-share") in find(page, "nuclei").get_attribute("aria-label")
+
+
+def test_nuclei_are_outlined_and_examples_reached_by_keyboard(page, segmented, nuclei):
+    from selenium.webdriver.common.keys import Keys
+
+    for number in (1, 2, 3, 1):
+        wait_for_nuclei(page, f"Example {number} of 3")
+        picture, truth = (part[number - 1] for part in nuclei)
+        logits = segmented(picture)
+        assert_nuclei_are_shown(page, picture, logits)
+        found = logits.argmax(0)
+        agreement = (found & truth).sum() / (found | truth).sum()
+        assert f"Experts have marked {100 * truth.mean():.1f}%" in text_of(page, "nuclei-text")
+        assert f"is {100 * agreement:.1f}% of what either does" in text_of(page, "nuclei-text")
+        find(page, "next-cells").send_keys(Keys.ENTER)
+
+
+def test_a_picture_file_is_segmented(page, segmented, nuclei, tmp_path):
+    colours = np.stack([nuclei[0][1], nuclei[0][1][::-1], nuclei[0][1].T], 2)
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    find(page, "own-cells").send_keys(str(tmp_path / "colours.png"))
+    wait_for_nuclei(page, "colours.png, 256 × 256 pixels: all of it in grey.")
+    (grey,) = read_picture(tmp_path / "colours.png", num_channels=1)
+    assert_nuclei_are_shown(page, grey, segmented(grey))
+    assert "Experts" not in text_of(page, "nuclei-text")
+
+    large = Image.fromarray(nuclei[0][0]).resize((512, 512))
+    framed = Image.new("L", (700, 512), 255)
+    framed.paste(large, (94, 0))
+    framed.save(tmp_path / "large.png")
+    find(page, "own-cells").send_keys(str(tmp_path / "large.png"))
+    wait_for_nuclei(page, "large.png, 700 × 512 pixels: its middle, 512 × 512, in grey, resized to 256 × 256.")
+    assert np.abs(painted(page, "cells")[..., 0] - nuclei[0][0].astype(int)).mean() < 3
+
+    (tmp_path / "cells.tif").write_bytes(b"II*\0")
+    find(page, "own-cells").send_keys(str(tmp_path / "cells.tif"))
+    wait_for(page, lambda: text_of(page, "nuclei-text").startswith("cells.tif is no picture that this browser can"))
+    find(page, "next-cells").click()
+    wait_for_nuclei(page, "Example 2 of 3")
+    assert find(page, "own-cells").get_attribute("value") == ""
+
+
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_fits_and_is_legible(page, width, dark):
@@ -297,7 +408,10 @@ def test_the_page_fits_and_is_legible(page, width, dark):
     try:
         assert run(page, "return document.documentElement.scrollWidth") <= width
         tops = {section.rect["y"] for section in page.find_elements("tag name", "section")}
-        assert len(tops) == (3 if width == 360 else 1)
+        assert len(tops) == (4 if width == 360 else 2)
+        pictures = [find(page, name).rect for name in ("cells", "nuclei")]
+        assert len({picture["y"] for picture in pictures}) == (2 if width == 360 else 1)
+        assert all(picture["height"] == picture["width"] > 250 for picture in pictures)
         contrast, text = lowest_contrast(page)
         assert contrast >= 4.5, text
         background = run(page, "return getComputedStyle(document.body).backgroundColor")
