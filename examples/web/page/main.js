@@ -286,7 +286,7 @@ guarded(async () => {
   showTools(pad, models.examples);
   await showClassifier(models, pad);
   showCompletion(models, pad);
-  await showSegmenter(models);
   element("status").textContent = `Ready after ${seconds(performance.now() - start)}.`;
   element("about").textContent = about(models.settings);
+  await showSegmenter(models); // last, as it takes longest
 });
