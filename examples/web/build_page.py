@@ -134,6 +134,8 @@ def segmenter_settings(processor: BaseImageProcessor, segmenter: AxialForSemanti
 def build(folder: Path, package: Path, models: Path | None = None) -> None:
     """Writes the page into `folder`, anew. `models`: the folder of graphs that are exported already."""
     classifier, decoder, segmenter = open_models()
+    digits, labels = example_digits()
+    nuclei, masks = example_nuclei(segmenter.config)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(PAGE, folder)
     unpack_runtime(package, folder / "runtime")
@@ -141,9 +143,8 @@ def build(folder: Path, package: Path, models: Path | None = None) -> None:
         export_models(classifier, decoder, segmenter, folder / "models")
     else:
         shutil.copytree(models, folder / "models", ignore=lambda _, names: {n for n in names if n[-5:] != ".onnx"})
-    pictures, labels = example_digits()
-    (folder / "examples.bin").write_bytes(pictures.tobytes())
-    (folder / "nuclei.bin").write_bytes(np.stack(example_nuclei(segmenter.config), 1).tobytes())
+    (folder / "examples.bin").write_bytes(digits.tobytes())
+    (folder / "nuclei.bin").write_bytes(np.stack((nuclei, masks), 1).tobytes())
     told = settings(AutoImageProcessor.from_pretrained(ROOT), classifier, decoder, labels)
     told["segmenter"] = segmenter_settings(AutoImageProcessor.from_pretrained(ROOT, subfolder=SEGMENTER), segmenter)
     (folder / "settings.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
