@@ -386,9 +386,12 @@ def test_a_picture_file_is_segmented(page, segmented, nuclei, tmp_path):
     large = Image.fromarray(nuclei[0][0]).resize((512, 512))
     framed = Image.new("L", (700, 512), 255)
     framed.paste(large, (94, 0))
-    framed.save(tmp_path / "large.png")
-    find(page, "own-cells").send_keys(str(tmp_path / "large.png"))
-    wait_for_nuclei(page, "large.png, 700 × 512 pixels: its middle, 512 × 512, in grey, resized to 256 × 256.")
+    name = f"large{'_and_long' * 10}.png"
+    framed.save(tmp_path / name)
+    find(page, "own-cells").send_keys(str(tmp_path / name))
+    wait_for_nuclei(page, f"{name}, 700 × 512 pixels: its middle, 512 × 512, in grey, resized to 256 × 256.")
+    width, needed = run(page, "const p = document.getElementById('cells-text'); return [p.clientWidth, p.scrollWidth]")
+    assert needed <= width
     assert np.abs(painted(page, "cells")[..., 0] - nuclei[0][0].astype(int)).mean() < 3
 
     (tmp_path / "cells.tif").write_bytes(b"II*\0")
