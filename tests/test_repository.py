@@ -379,7 +379,7 @@ def recipe(target, folder):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
-    command = ["make", "--dry-run", "PYTHON=python3", target]
+    command = ["make", "--dry-run", "PYTHON=python3", *target.split()]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     lines = run.stdout.replace("\\\n", " ").splitlines()
     commands = [" ".join(line.rpartition(" || ")[2].replace(" --clear", "").split()) for line in lines]
