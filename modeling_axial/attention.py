@@ -33,6 +33,11 @@ MAX_LINES = 65_535
 # The backward of flash attention counts with 32 bits what it accumulates for queries: batch, heads, the length in tiles
 # of 128, head_dim of at least 32. Beyond, it reads foreign memory (flash-attention #1500, measured in TabPFN #1184).
 MAX_ACCUMULATED = {"cuda": 2**31}
+# Lines of at most so many cells are for the memory-efficient kernel, which cuts queries into tiles of 64, as it says by
+# name (fmha_cutlassF_bf16_aligned_64x64). The tiles of flash attention have 128: for lines of 8 cells it computes 256
+# times their scores, and its backward adds up 16 times their queries, in float32. That follows from the sizes and is
+# not measured yet, which examples/benchmarks/gpu.py does. {} leaves the choice to PyTorch.
+SHORT_LINES = {"cuda": 64}
 
 
 def fold_lines_into_heads(states: torch.Tensor, axis: int) -> torch.Tensor:
@@ -104,6 +109,74 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
+def prefers_memory_efficient(
+    device_type: str, dtype: torch.dtype, num_queries: int, num_keys: int, head_dim: int
+) -> bool:
+    """Whether lines without a mask are for the memory-efficient kernel where PyTorch would take another one first.
+
+    Other kernels compute in half precision alone. Beyond a head_dim of 128 this one adds up outputs in global memory.
+    """
+    if device_type not in SHORT_LINES or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return max(num_queries, num_keys) <= SHORT_LINES[device_type] and head_dim <= 128
+
+
+@torch.compiler.assume_constant_result  # torch.compile does not read these
+def every_kernel_is_enabled() -> bool:
+    """Which is so outside of `torch.nn.attention.sdpa_kernel` alone: what it asks for is what runs."""
+    kernels = torch.backends.cuda
+    return (
+        kernels.flash_sdp_enabled()
+        and kernels.mem_efficient_sdp_enabled()
+        and kernels.cudnn_sdp_enabled()
+        and kernels.math_sdp_enabled()
+    )
+
+
+@torch.compiler.assume_constant_result
+def has_both_kernels(device: torch.device) -> bool:
+    """Whether a GPU has flash and memory-efficient attention in bfloat16 as kernels of their own."""
+    return torch.version.hip is None and (8, 0) <= torch.cuda.get_device_capability(device) <= (12, 1)
+
+
+def takes_memory_efficient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether `prefers_memory_efficient`, that kernel can, and nobody else has chosen."""
+    # What is exported leaves lengths open, and kernels to where it will run.
+    if query.device.type not in SHORT_LINES or torch.compiler.is_exporting():
+        return False
+    return (
+        prefers_memory_efficient(query.device.type, query.dtype, query.shape[2], key.shape[2], query.shape[3])
+        and all(
+            states.dtype == query.dtype and states.shape[3] % 8 == 0 and states.stride(3) == 1 and states.numel() > 0
+            for states in (query, key, value)
+        )
+        and every_kernel_is_enabled()
+        and has_both_kernels(query.device)
+    )
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scaling: float | None,
+) -> torch.Tensor:
+    """PyTorch's function of that name, which on short lines takes the kernel that is best for them."""
+    if attention_mask is None and takes_memory_efficient(query, key, value):
+        # By its operator, as `sdpa_kernel` changes the kernels of all threads, and may leave them so where two use it.
+        with_backward = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+        output, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, with_backward, dropout, is_causal, scale=scaling
+        )
+        return output
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
+    )
+
+
 def fused_attention_forward(
     module: nn.Module | None,
     query: torch.Tensor,
@@ -128,9 +201,7 @@ def fused_attention_forward(
     if eagerly and (learned_bias or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()):
         options = {"scaling": scaling, "dropout": dropout, "is_causal": is_causal}
         return eager_attention_forward(module, query, key, value, attention_mask, **options)[0], None
-    output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
-    )
+    output = scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal, scaling)
     if eagerly and output.grad_fn is not None:
         output.grad_fn.register_hook(_name_the_way_to_second_derivatives)
     output = output.transpose(1, 2)

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import re
 
@@ -1285,3 +1286,199 @@ def test_rotary_attention_weights_depend_on_the_distance_only(grid):
         for shifted in weights[1:3]:
             torch.testing.assert_close(shifted, weights[0], rtol=1e-11, atol=1e-11)
         assert (weights[3] - weights[0]).abs().max() > 1e-3  # and they do depend on it
+
+
+# ---- short lines on a GPU ----
+
+SHORT = ("cuda", torch.bfloat16, 14, 14, 64)
+
+
+@pytest.mark.parametrize(
+    ("changed", "prefers"),
+    [
+        ({}, True),
+        ({1: torch.float16, 2: 1, 3: 64, 4: 128}, True),
+        ({0: "cpu"}, False),
+        ({0: "mps"}, False),
+        ({1: torch.float32}, False),
+        ({1: torch.float64}, False),
+        ({2: 65}, False),
+        ({3: 65}, False),
+        ({4: 136}, False),
+    ],
+    ids=str,
+)
+def test_which_lines_are_for_the_memory_efficient_kernel(changed, prefers):
+    call = [changed.get(place, value) for place, value in enumerate(SHORT)]
+    assert attention_module.prefers_memory_efficient(*call) is prefers
+
+
+def test_the_length_of_short_lines_may_be_another_or_none(monkeypatch):
+    monkeypatch.setattr(attention_module, "SHORT_LINES", {"cuda": 13})
+    assert not attention_module.prefers_memory_efficient(*SHORT)
+    monkeypatch.setattr(attention_module, "SHORT_LINES", {})
+    assert not attention_module.prefers_memory_efficient(*SHORT)
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "both"),
+    [((8, 0), None, True), ((12, 1), None, True), ((7, 5), None, False), ((13, 0), None, False), ((9, 0), "6", False)],
+    ids=str,
+)
+def test_which_gpus_have_both_kernels(monkeypatch, capability, hip, both):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert attention_module.has_both_kernels(torch.device("cuda")) is both
+
+
+@pytest.fixture
+def memory_efficient_calls(monkeypatch):
+    """As if CPUs had the memory-efficient kernel, in plain steps. Yields the arguments that it was called with."""
+    calls = []
+
+    def scores(query, key, is_causal, scale):
+        product = query.double() @ key.double().mT * scale
+        causal = torch.ones(product.shape[-2:], dtype=torch.bool).tril()
+        return product.masked_fill(~causal, -torch.inf) if is_causal else product
+
+    def forward(query, key, value, bias, with_backward, dropout=0.0, is_causal=False, *, scale=None):
+        calls.append((tuple(query.shape), with_backward, dropout, is_causal, scale))
+        products = scores(query, key, is_causal, scale)
+        output = (products.softmax(-1) @ value.double()).to(query.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+        padded = -(-query.shape[2] // 32) * 32 - query.shape[2]
+        log_sum = torch.nn.functional.pad(products.logsumexp(-1).float(), [0, padded])
+        log_sum = log_sum if with_backward else log_sum[..., :0].contiguous()
+        return output, log_sum, torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long)
+
+    def backward(grad, query, key, value, bias, output, log_sum, seed, offset, *options, scale=None):
+        _, _, is_causal = (*options, False)[:3]
+        weights = (scores(query, key, is_causal, scale) - log_sum.double()[..., : query.shape[2], None]).exp()
+        of_weights = grad.double() @ value.double().mT
+        of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale
+        found = of_scores @ key.double(), of_scores.mT @ query.double(), weights.mT @ grad.double()
+        return *(each.to(query.dtype) for each in found), None
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_scaled_dot_product_efficient_attention", forward, "CPU")
+    library.impl("_scaled_dot_product_efficient_attention_backward", backward, "CPU")
+    monkeypatch.setattr(attention_module, "SHORT_LINES", {"cpu": 64})
+    monkeypatch.setattr(attention_module, "has_both_kernels", lambda device: True)
+    yield calls
+    library._destroy()
+
+
+def half_precision(*shape, seed=0):
+    return states(*shape, seed=seed).to(torch.bfloat16).requires_grad_()
+
+
+def with_gradients(attend, *inputs):
+    output = attend(*inputs)
+    return output, *torch.autograd.grad(output.double().square().sum(), inputs)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_short_lines_take_the_memory_efficient_kernel(memory_efficient_calls, compiled, is_causal, axis):
+    torch.compiler.reset()
+    inputs = [half_precision(2, 5, 7, 3, 8, seed=seed) for seed in range(3)]
+
+    def attend(query, key, value):
+        return axial_attention(query, key, value, axis, is_causal=is_causal, scaling=0.3)[0]
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = with_gradients(attend, *inputs)
+    assert not memory_efficient_calls
+    found = with_gradients(torch.compile(attend, backend="aot_eager", fullgraph=True) if compiled else attend, *inputs)
+    folded = ((2, 7 * 3, 5, 8), (2 * 5, 3, 7, 8))[axis]
+    assert memory_efficient_calls == [(folded, True, 0.0, is_causal, 0.3)]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_no_sums_for_a_backward_that_never_comes(memory_efficient_calls):
+    query = half_precision(2, 5, 7, 3, 8)
+    options = {"scaling": 0.3, "dropout": 0.25}
+    with torch.no_grad():
+        axial_attention(query, query, query, 0, **options)
+    axial_attention(*[query.detach()] * 3, 0, **options)
+    axial_attention(query.detach(), query.detach(), query, 0, **options)
+    assert [call[1:3] for call in memory_efficient_calls] == [(False, 0.25), (False, 0.25), (True, 0.25)]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "mask",
+        "head_dim",
+        "values",
+        "strides",
+        "nothing",
+        "no keys",
+        "dtype",
+        "length",
+        "exporting",
+        "kernels",
+        "device",
+    ],
+)
+def test_other_lines_leave_the_choice_to_pytorch(memory_efficient_calls, monkeypatch, what):
+    torch.manual_seed(0)
+    query, key, value = (half_precision(2, 5, 7, 3, 8, seed=seed).detach() for seed in range(3))
+    options = {"scaling": 0.3}
+    axial_attention(query, key, value, 0, **options)
+    assert len(memory_efficient_calls) == 1
+    match what:
+        case "mask":
+            options["mask"] = torch.ones(2, 5, 7, dtype=torch.bool)
+        case "head_dim":
+            query, key = query[..., :7], key[..., :7]
+        case "values":
+            value = value[..., :7]
+        case "strides":
+            value = torch.stack([value, value], -1)[..., 0]
+        case "nothing":
+            query, key, value = query[:0], key[:0], value[:0]
+        case "no keys":
+            key, value = key[:, :0], value[:, :0]
+        case "dtype":
+            query, key, value = query.float(), key.float(), value.float()
+        case "length":
+            query = query.repeat(1, 13, 1, 1, 1)
+        case "exporting":
+            monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        case "device":
+            monkeypatch.setattr(attention_module, "has_both_kernels", lambda device: False)
+    backends = [torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION, torch.nn.attention.SDPBackend.MATH]
+    with torch.nn.attention.sdpa_kernel(backends) if what == "kernels" else contextlib.nullcontext():
+        axial_attention(query, key, value, 0, **options)
+    assert len(memory_efficient_calls) == 1
+
+
+@pytest.mark.parametrize("kernel", ["FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"])
+def test_a_kernel_that_is_left_out_is_noticed(kernel):
+    backends = torch.nn.attention.SDPBackend
+    others = {"FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"} - {kernel}
+    assert attention_module.every_kernel_is_enabled()
+    with torch.nn.attention.sdpa_kernel([getattr(backends, name) for name in others]):
+        assert not attention_module.every_kernel_is_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [1, 5, 14, 64, 65])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_short_lines_on_a_gpu(is_causal, length):
+    inputs = [half_precision(2, length, 7, 3, 64, seed=seed).detach().cuda().requires_grad_() for seed in range(3)]
+
+    def attend(*inputs):
+        return axial_attention(*inputs, 0, is_causal=is_causal)[0]
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = with_gradients(attend, *(each.detach().double().requires_grad_() for each in inputs))
+    found = with_gradients(attend, *inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        attend(*inputs)
+    operators = {event.key for event in profiled.key_averages()}
+    assert ("aten::_scaled_dot_product_efficient_attention" in operators) == (length <= 64)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=2e-2, atol=2e-2)
