@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import flex_attention
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -276,11 +277,55 @@ def compiled_flex_attention() -> Callable:
     return torch.compile(flex_attention, dynamic=False)
 
 
+def flash_lines_forward(
+    module: nn.Module | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """FlashAttention's own package: transformers' "flash_attention_2" and later, which read a mask as one of padding,
+    and leave it to the environment whether backward is deterministic.
+
+    Lines are its samples. It has no masks, biases or windows over pairs, computes in half precision alone, and takes a
+    head_dim of at most 256.
+    """
+    if query.numel() == 0:
+        return fused_attention_forward(module, query, key, value, attention_mask)
+    dtype = query.dtype
+    if dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+    missing = {
+        "masks, biases or windows": attention_mask is not None,
+        f"{dtype}": dtype not in (torch.float16, torch.bfloat16),
+        f"head_dim={query.shape[-1]}, above 256": query.shape[-1] > 256,
+    }
+    for what, is_missing in missing.items():
+        if is_missing:
+            raise ValueError(f'FlashAttention has no {what}: take attn_implementation="sdpa".')
+    return flash_attention_forward(
+        module,
+        query,
+        key,
+        value,
+        None,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        deterministic=torch.are_deterministic_algorithms_enabled() or None,
+    )
+
+
 # What stands in for functions of transformers' `AttentionInterface`, which do not mind all that lines may be.
 INTERFACES = {
     None: fused_attention_forward,
     sdpa_attention_forward: fused_attention_forward,
     flex_attention_forward: flexible_attention_forward,
+    flash_attention_forward: flash_lines_forward,
 }
 
 

@@ -66,6 +66,7 @@ class AxialPreTrainedModel(CodeCarryingModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AxialEmbeddings", "AxialLayer"]
     _supports_sdpa = True
+    _supports_flash_attn = True  # without masks and biases, which attention.py refuses by name
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True

@@ -142,6 +142,7 @@ class AxialForCausalImageModeling(CodeCarryingModel):
     _no_split_modules = ["AxialStack", "AxialExteriorEncoder"]
     _input_embed_layer = "token_embeddings"
     _supports_sdpa = True
+    _supports_flash_attn = True  # without masks and biases, which attention.py refuses by name
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {

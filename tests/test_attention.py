@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.utils import is_flash_attn_2_available
 
 from modeling_axial import AxialModel
 from modeling_axial import attention as attention_module
@@ -1482,3 +1483,109 @@ def test_short_lines_on_a_gpu(is_causal, length):
     assert ("aten::_scaled_dot_product_efficient_attention" in operators) == (length <= 64)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=2e-2, atol=2e-2)
+
+
+# ---- FlashAttention's package ----
+
+
+@pytest.fixture
+def flash_calls(monkeypatch):
+    """What transformers hands to FlashAttention, for which eager attention computes."""
+    calls = []
+
+    def flash(query, key, value, attention_mask, query_length, is_causal, dropout, softmax_scale, **options):
+        calls.append({"shape": tuple(query.shape), "mask": attention_mask, "causal": is_causal, **options})
+        calls[-1] |= {"dropout": dropout, "scale": softmax_scale, "query_length": query_length}
+        heads_first = (states.transpose(1, 2) for states in (query, key, value))
+        return eager_attention_forward(None, *heads_first, None, scaling=softmax_scale, is_causal=is_causal)[0]
+
+    monkeypatch.setattr("transformers.integrations.flash_attention._flash_attention_forward", flash)
+    return calls
+
+
+def make_flash_model(**options):
+    model = make_flex_model(**options).to(torch.bfloat16)
+    model.config._attn_implementation = "flash_attention_2"  # as `set_attn_implementation` does where it is installed
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"reversible": True, "position_embedding": "rotary"}], ids=str)
+def test_a_model_hands_its_lines_to_flash_attention(flash_calls, options):
+    model = make_flash_model(**options)
+    pixel_values = states(2, 3, 10, 21).to(torch.bfloat16)
+    found = model(pixel_values).last_hidden_state
+    common = {"mask": None, "causal": False, "dropout": 0.0, "scale": None, "deterministic": None, "layer_idx": None}
+    common |= {"attn_implementation": "flash_attention_2"}
+    for call, (lines, length) in zip(flash_calls, [(2 * 7, 5), (2 * 5, 7)], strict=True):
+        assert call["shape"] == (lines, length, 4, 6) and call["query_length"] == length
+        assert {name: call[name] for name in common} == common
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(found, model(pixel_values).last_hidden_state)
+    assert len(flash_calls) == 2
+    found.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.layers.parameters())
+
+
+def test_options_of_a_call_reach_flash_attention(flash_calls, monkeypatch):
+    core = AxialAttentionCore(make_flash_model(attention_probs_dropout_prob=0.25).config, 0, is_causal=True)
+    query, key, value = (half_precision(2, 5, 7, 3, 8, seed=seed) for seed in range(3))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    core.train()(query, key, value, is_causal=True)
+    assert flash_calls[0]["dropout"] == 0.25 and flash_calls[0]["causal"] and flash_calls[0]["deterministic"] is True
+    output, maps = core.eval()(query, key, value, output_attentions=True)  # which eager attention gives
+    assert maps.shape == (2 * 7, 3, 5, 5)
+    assert core(query[:0], key[:0], value[:0])[0].shape == (0, 5, 7, 3, 8) and len(flash_calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"position_embedding": "relative"}, "masks, biases or windows"),
+        ({"attention_window": 1}, "masks, biases or windows"),
+        ({"hidden_size": 4 * 264}, "head_dim=264, above 256"),
+    ],
+    ids=str,
+)
+def test_models_that_flash_attention_cannot_serve_say_so(flash_calls, options, what):
+    sizes = {"image_size": [10, 21], "patch_size": [2, 3], "num_attention_heads": 4, "num_hidden_layers": 1}
+    model = AxialModel(AxialConfig(**{"hidden_size": 24, **sizes, **options})).to(torch.bfloat16)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=f'FlashAttention has no {what}: take attn_implementation="sdpa"'):
+        model(torch.zeros(1, 3, 10, 21, dtype=torch.bfloat16))
+    assert not flash_calls
+
+
+def test_inputs_that_flash_attention_cannot_serve_are_refused_by_name(flash_calls):
+    model = make_flash_model()
+    pixel_values = torch.zeros(1, 3, 10, 21, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="FlashAttention has no masks"):
+        model(pixel_values, attention_mask=torch.ones(1, 5, 7, dtype=torch.bool))
+    model.float()
+    with pytest.raises(ValueError, match="FlashAttention has no torch.float32"):
+        model(pixel_values.float())
+    assert not flash_calls
+    with torch.autocast("cpu", torch.bfloat16):
+        model(pixel_values.float())
+    assert len(flash_calls) == 2
+
+
+def test_without_flash_attention_transformers_says_what_is_missing():
+    if is_flash_attn_2_available():
+        pytest.skip("FlashAttention is installed")
+    with pytest.raises(ImportError, match="FlashAttention2 has been toggled on, but it cannot be used"):
+        make_flex_model().set_attn_implementation("flash_attention_2")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs the package flash-attn")
+@pytest.mark.parametrize("options", [{}, {"reversible": True, "position_embedding": "rotary"}], ids=str)
+def test_a_model_with_flash_attention_on_a_gpu(options):
+    model = make_flex_model(**options).to("cuda", torch.bfloat16)
+    pixel_values = states(2, 3, 10, 21).to("cuda", torch.bfloat16)
+    model.set_attn_implementation("sdpa")
+    expected = model(pixel_values).last_hidden_state
+    model.set_attn_implementation("flash_attention_2")
+    found = model(pixel_values).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
+    found.float().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.layers.parameters())
