@@ -6,9 +6,10 @@ What one GPU makes of axial attention, in half an hour at most:
 Not run on a GPU yet. `--device cpu` shows that it runs, with `--tokens` and `--batch` of a size for that. Five parts:
 
 - kernels: milliseconds and MiB of attention over 12,544 tokens in lines of each length, 12 heads of 64, bfloat16, by
-  every kernel of PyTorch's fused attention, with lines folded into the heads (views) and into the batch (copies);
+  every kernel of PyTorch's fused attention, by plain steps that are compiled, by PyTorch's choice and by that of
+  `modeling_axial.attention.SHORT_LINES`, with lines folded into the heads (views) and into the batch (copies);
 - bound: gradients just below and just above what the backward of flash attention counts with 32 bits, in one call of
-  `axial_attention` and in two;
+  `axial_attention` and in two, both by flash attention;
 - profile: which kernels a training step of `axial_base` spends its time in, and what of it is attention, and copies;
 - determinism: whether two equal backwards give equal gradients, with and without PyTorch's deterministic algorithms;
 - models: tokens a second of a training step, beside a ViT and a Swin with as many parameters, eager and compiled.
@@ -20,7 +21,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 
-from modeling_axial import AxialConfig, AxialModel, axial_attention
+from modeling_axial import AxialConfig, AxialModel, attention, axial_attention
 from modeling_axial.attention import MAX_ACCUMULATED, fold_lines_into_batch, fold_lines_into_heads
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -40,12 +41,6 @@ from configuration import load_preset  # noqa: E402  the folder is found from he
 
 LENGTHS = (5, 8, 14, 28, 56, 64, 128, 256)
 HEADS, HEAD_DIM = 12, 64
-KERNELS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "plain": SDPBackend.MATH,
-}
 FOLDS = {"heads": fold_lines_into_heads, "batch": fold_lines_into_batch}
 ATTENTION = re.compile("flash|fmha|attention|sdpa|cudnn.*(mha|sdp)", re.IGNORECASE)
 COPY = re.compile(r"copy|memcpy|::cat|CatArray|clone|contiguous", re.IGNORECASE)
@@ -83,16 +78,51 @@ def mebibytes(run: Callable[[], object], device: torch.device) -> float:
 # Kernels
 
 
+def by_backend(backend: SDPBackend, *states: torch.Tensor) -> torch.Tensor:
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(*states)
+
+
+@cache
+def compiled_steps() -> Callable:
+    return torch.compile(attention.eager_attention_forward, dynamic=False)
+
+
+def by_compiled_steps(*states: torch.Tensor) -> torch.Tensor:
+    return compiled_steps()(None, *states, None)[0].transpose(1, 2)
+
+
+def by_our_choice(*states: torch.Tensor) -> torch.Tensor:
+    return attention.scaled_dot_product_attention(*states, None, dropout=0.0, is_causal=False, scaling=None)
+
+
+KERNELS = {
+    "flash": partial(by_backend, SDPBackend.FLASH_ATTENTION),
+    "memory-efficient": partial(by_backend, SDPBackend.EFFICIENT_ATTENTION),
+    "cuDNN": partial(by_backend, SDPBackend.CUDNN_ATTENTION),
+    "plain": partial(by_backend, SDPBackend.MATH),
+    "plain, compiled": by_compiled_steps,
+    "PyTorch's choice": scaled_dot_product_attention,
+    "ours": by_our_choice,
+}
+
+
 def attention_pass(
-    kernel: SDPBackend, fold: Callable, length: int, tokens: int, training: bool, device: torch.device
+    kernel: Callable[..., torch.Tensor],
+    fold: Callable,
+    length: int,
+    tokens: int,
+    training: bool,
+    device: torch.device,
 ) -> Callable[[], None]:
     """Attention along the slower of two axes, by this kernel, which raises `RuntimeError` where it cannot."""
+    torch.compiler.reset()  # or it gives up after eight shapes
     shape = (1, length, tokens // length, HEADS, HEAD_DIM)
     states = [torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=training) for _ in range(3)]
 
     def run() -> None:
-        with sdpa_kernel(kernel), torch.set_grad_enabled(training):
-            output = scaled_dot_product_attention(*(fold(each, 0) for each in states))
+        with torch.set_grad_enabled(training):
+            output = kernel(*(fold(each, 0) for each in states))
         if training:
             output.backward(output.detach())
 
@@ -103,16 +133,18 @@ def report_kernels(options: argparse.Namespace) -> str:
     lines = []
     cases = [(length, training, fold) for length in options.lengths for training in (False, True) for fold in FOLDS]
     for length, training, fold in tqdm(cases, desc="kernels"):
-        cells = []
-        for kernel in KERNELS.values():
+        cells, taken = [], {}
+        for name, kernel in KERNELS.items():
             run = attention_pass(kernel, FOLDS[fold], length, options.tokens, training, options.device)
             try:
-                taken = milliseconds(run, options.device, options.repeats)
-                cells.append(f"{taken:.3f}, {mebibytes(run, options.device):.0f}")
+                taken[name] = milliseconds(run, options.device, options.repeats)
+                cells.append(f"{taken[name]:.3f}, {mebibytes(run, options.device):.0f}")
             except RuntimeError:  # this kernel cannot
                 cells.append("-")
-        lines.append(f"{length} | {'both' if training else 'forward'} | {fold} | {' | '.join(cells)}")
-    return rows(f"length | pass | lines as | {' | '.join(f'{name}: ms, MiB' for name in KERNELS)}", *lines)
+        ratio = taken["PyTorch's choice"] / taken["ours"]
+        lines.append(f"{length} | {'both' if training else 'forward'} | {fold} | {' | '.join(cells)} | {ratio:.2f}")
+    columns = " | ".join(f"{name}: ms, MiB" for name in KERNELS)
+    return rows(f"length | pass | lines as | {columns} | PyTorch's choice over ours", *lines)
 
 
 # Bound
@@ -121,7 +153,8 @@ def report_kernels(options: argparse.Namespace) -> str:
 def gradients(states: list[torch.Tensor]) -> list[torch.Tensor]:
     """Of query, key and value (1, lines, length, heads, head_dim), by attention along the faster axis."""
     states = [each.detach().requires_grad_() for each in states]
-    output, _ = axial_attention(*states, axis=1)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # or such short lines would take another kernel
+        output, _ = axial_attention(*states, axis=1)
     return list(torch.autograd.grad(output.float().square().sum(), states))
 
 

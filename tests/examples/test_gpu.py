@@ -23,7 +23,8 @@ def benchmark(monkeypatch):
     return module
 
 
-def test_kernels_bound_and_determinism_are_told(benchmark, tmp_path, capsys):
+def test_kernels_bound_and_determinism_are_told(benchmark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # which takes minutes
     benchmark.main(
         [
             *CPU,
@@ -40,14 +41,32 @@ def test_kernels_bound_and_determinism_are_told(benchmark, tmp_path, capsys):
     report = (tmp_path / "gpu.md").read_text()
     assert report == capsys.readouterr().out.removesuffix("\n")
     assert report.startswith("no GPU, PyTorch")
-    # Flash and plain attention are what a CPU has.
-    kernels = re.findall(r"^\| (\d+) \| (\w+) \| (\w+) \| \d+\.\d+, nan \| - \| - \| \d+\.\d+, nan \|$", report, re.M)
+    # Flash and plain attention are what a CPU has, as they are and compiled, chosen by PyTorch and by us.
+    taken = r"\d+\.\d+, nan \| "
+    kernels = re.findall(
+        rf"^\| (\d+) \| (\w+) \| (\w+) \| {taken}- \| - \| {taken * 4}\d+\.\d\d \|$", report, re.MULTILINE
+    )
     assert kernels == [
         (length, which, fold) for length in ("5", "12") for which in ("forward", "both") for fold in ("heads", "batch")
     ]
     bound = re.findall(r"^\| (\d) \| (\S+) \|$", report, re.MULTILINE)
     assert [lines for lines, _ in bound] == ["2", "4"] and all(float(difference) < 1e-2 for _, difference in bound)
     assert "| no | equal |\n| yes | equal |" in report
+
+
+def test_every_kernel_computes_the_same(benchmark, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    states = [torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*states)
+    for name in ("flash", "plain", "plain, compiled", "PyTorch's choice", "ours"):
+        torch.testing.assert_close(benchmark.KERNELS[name](*states), expected)
+    with pytest.raises(RuntimeError):
+        benchmark.KERNELS["memory-efficient"](*states)
+
+
+def test_ours_is_the_choice_of_the_package(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark.attention, "scaled_dot_product_attention", lambda *states, **options: states)
+    assert benchmark.KERNELS["ours"](1, 2, 3) == (1, 2, 3, None)
 
 
 def test_gradients_that_differ_in_parts_are_seen(benchmark, monkeypatch):
