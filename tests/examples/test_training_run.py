@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SchedulerType, get_scheduler
 from transformers.utils.logging import enable_progress_bar
 
@@ -88,13 +89,8 @@ def train(tmp_path, monkeypatch):
 
     def train(name, resume_from_checkpoint=None, run=None, **arguments):
         arguments = {"per_device_train_batch_size": 4, "learning_rate": 0.5, "seed": 1, **arguments}
-        where = RunArguments(
-            str(tmp_path / name),
-            logging_steps=1,
-            checkpointing_steps="1",
-            resume_from_checkpoint=resume_from_checkpoint,
-            **run or {},
-        )
+        run = {"logging_steps": 1, "checkpointing_steps": "1"} | (run or {})
+        where = RunArguments(str(tmp_path / name), resume_from_checkpoint=resume_from_checkpoint, **run)
         training = TrainingArguments(**arguments)
         run = TrainingRun(training, where)
         try:
@@ -326,6 +322,45 @@ def test_only_deterministic_algorithms_where_they_are_asked_for(train, monkeypat
         assert seen == [deterministic] * 2 and ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class ReadNumbers(TorchDispatchMode):
+    """Counts how often Python reads a number of a tensor, for which it waits until a GPU has computed it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+def test_numbers_are_read_where_a_step_logs_or_saves_alone(train, monkeypatch):
+    before, plain = [], torch.optim.SGD.step
+    with ReadNumbers() as numbers:
+
+        def step(optimizer, closure=None):
+            before.append(numbers.count)
+            return plain(optimizer, closure)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", step)
+        run = {"logging_steps": 6, "checkpointing_steps": "4"}
+        train("run", run=run, max_train_steps=8, per_device_train_batch_size=1)
+    read = [after > earlier for earlier, after in zip(before, before[1:], strict=False)]  # after steps 1, 2, ..., 7
+    assert read == [False, False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("load", ["load", "load_validation"])
+def test_batches_come_to_a_gpu_from_pinned_memory_without_waiting(monkeypatch, load, device):
+    loaders = []
+    monkeypatch.setattr(training_run, "prepare_data_loader", lambda *args, **options: loaders.append((*args, options)))
+    run = TrainingRun.__new__(TrainingRun)
+    run.training, run.run = TrainingArguments(), RunArguments()
+    run.accelerator = SimpleNamespace(device=torch.device(device), share=(0, 1))
+    getattr(run, load)(torch.utils.data.TensorDataset(torch.ones(8, 1)), num_workers=2)
+    (loader, *_, options) = loaders[0]
+    assert loader.pin_memory == (device == "cuda") and options["put_on_device"] and options["non_blocking"]
+    assert not loader.persistent_workers  # whose copies of the data, and generators, would be those of the epoch before
 
 
 def test_a_checkpoint_of_before_an_argument_has_its_default(train, monkeypatch):
