@@ -296,6 +296,8 @@ def flash_lines_forward(
     """
     if query.numel() == 0:
         return fused_attention_forward(module, query, key, value, attention_mask)
+    if module is None:
+        raise ValueError("FlashAttention's version is that of a module's configuration: give axial_attention(module=).")
     dtype = query.dtype
     if dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)

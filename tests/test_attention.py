@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.utils import is_flash_attn_2_available
 
@@ -1560,6 +1561,9 @@ def test_inputs_that_flash_attention_cannot_serve_are_refused_by_name(flash_call
     pixel_values = torch.zeros(1, 3, 10, 21, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="FlashAttention has no masks"):
         model(pixel_values, attention_mask=torch.ones(1, 5, 7, dtype=torch.bool))
+    query = half_precision(2, 5, 7, 3, 8)
+    with pytest.raises(ValueError, match=r"give axial_attention\(module=\)"):
+        axial_attention(query, query, query, 0, attention_interface=flash_attention_forward)
     model.float()
     with pytest.raises(ValueError, match="FlashAttention has no torch.float32"):
         model(pixel_values.float())
