@@ -1457,6 +1457,13 @@ def test_other_lines_leave_the_choice_to_pytorch(memory_efficient_calls, monkeyp
     assert len(memory_efficient_calls) == 1
 
 
+def test_inputs_of_two_dtypes_are_left_to_autocast(memory_efficient_calls):
+    query = half_precision(2, 5, 7, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert axial_attention(query, query, query.float(), 0)[0].dtype == torch.bfloat16
+    assert not memory_efficient_calls
+
+
 @pytest.mark.parametrize("kernel", ["FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"])
 def test_a_kernel_that_is_left_out_is_noticed(kernel):
     backends = torch.nn.attention.SDPBackend
