@@ -1,8 +1,9 @@
 # `make demo` and `make test` are all a newcomer needs; both first make the environment in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+TRITON := 3.9.0
 
-.PHONY: demo test audit mutants floors distributions docs web generate checkpoint checkpoint-autoregressive style check constraints clean
+.PHONY: demo test audit triton kernels mutants floors distributions docs web generate checkpoint checkpoint-autoregressive style check constraints clean
 
 demo: .venv/installed-demo  # train a classifier of handwritten digits; called again, it goes on where it was stopped
 	$(BIN)/python examples/train_image_classification.py configuration/training/digits.yaml \
@@ -13,6 +14,11 @@ test: .venv/installed-test  # all tests but the exhaustive ones, one process per
 
 audit: .venv/installed-dev  # the exhaustive ones, of which `make test` holds a sample, and one that builds the site
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m audit
+
+triton: build/triton-$(TRITON)  # install what the next one needs, 1 GB
+
+kernels: .venv/installed-test triton  # those of Triton, in its interpreter, which needs no GPU
+	TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/build/triton-$(TRITON) $(BIN)/python -m pytest -m kernels tests/kernels
 
 mutants: .venv/installed-test  # plant small faults one at a time, each of which some test should find
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants \
@@ -58,6 +64,13 @@ check: .venv/installed-dev  # look at the shape and the types of the code, and c
 	rm -f .venv/whole
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$*]'
 	touch .venv/whole $@
+
+# Beside the environment and not in it, so that nothing else meets Triton (1 GB), and no line of constraints.txt: builds
+# of torch for CUDA demand a version of their own.
+build/triton-%: | .venv/installed-test
+	rm -rf build/triton-* build/unfinished-triton
+	$(BIN)/python -m pip install --no-deps --target build/unfinished-triton triton==$*
+	mv build/unfinished-triton $@
 
 constraints:  # take the newest versions that pyproject.toml allows into constraints.txt; torch is raised there by hand
 	rm -rf .venv

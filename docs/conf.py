@@ -56,7 +56,7 @@ NAVIGATION = {
     "Reference": [
         f"docs/reference/{page}"
         for page in ("configurations", "models", "processors", "layers", "extensions", "reversible", "axial_attention")
-        + ("distributed", "training", "testing")
+        + ("distributed", "kernels", "training", "testing")
     ],
     "Models": linked_pages("checkpoints"),
     "Measurements": ["examples/results", "examples/benchmarks/results/*"],

@@ -199,7 +199,7 @@ def fused_attention_forward(
     # The kernel of CPUs takes no mask that needs gradients. PyTorch's plain steps, which it falls back to, need 1.2
     # times the time of eager attention, forward and backward (1.16 to 1.25; 1.02 to 1.16 where keys are masked, too).
     learned_bias = attention_mask is not None and attention_mask.requires_grad and attention_mask.device.type == "cpu"
-    if eagerly and (learned_bias or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()):
+    if eagerly and (learned_bias or transforms_are_active()):
         options = {"scaling": scaling, "dropout": dropout, "is_causal": is_causal}
         return eager_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     output = scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal, scaling)
@@ -210,6 +210,11 @@ def fused_attention_forward(
         # PyTorch's plain steps have other strides than its kernel, and who exports on to ONNX has no gradients.
         output = output.clone(memory_format=torch.contiguous_format)
     return output, None
+
+
+def transforms_are_active() -> bool:
+    """Whether forward-mode derivatives or transforms of torch.func are under way."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _name_the_way_to_second_derivatives(gradients: tuple[torch.Tensor | None, ...], _) -> None:
@@ -329,6 +334,10 @@ INTERFACES = {
     flex_attention_forward: flexible_attention_forward,
     flash_attention_forward: flash_lines_forward,
 }
+# Interfaces that treat all heads alike, and so may take lines as heads, which needs no copy.
+LINES_AS_HEADS: set[Callable] = {fused_attention_forward}
+# Interfaces that give zeros to a query without any key, where the mask is boolean.
+ZEROS_WITHOUT_KEY: set[Callable] = {fused_attention_forward, eager_attention_forward}
 
 
 def axial_attention(
@@ -420,7 +429,7 @@ def attend_along_axis(
     # interface may count on real heads (biases, maps), and gets lines as batch. A bias of heads is repeated for lines
     # that are heads, which needs 0.7 to 1.2 times the time of copies of query, key and value (1.6 on 1 grid of 256²).
     attention_interface = INTERFACES.get(attention_interface, attention_interface)
-    fold = fold_lines_into_heads if attention_interface is fused_attention_forward else fold_lines_into_batch
+    fold = fold_lines_into_heads if attention_interface in LINES_AS_HEADS else fold_lines_into_batch
     masks = []
     if mask is not None:
         mask = mask[..., None, None].expand(*key.shape[:-1], 1)
@@ -432,9 +441,9 @@ def attend_along_axis(
         masks.append(torch.ones(1, 1, length, length, dtype=torch.bool, device=query.device).tril())
         is_causal = False
     allowed = reduce(operator.and_, masks) if masks else None
-    # These two give zeros to queries without any key; what a graph is exported to may give them a mean or NaN.
-    ours = attention_interface in (fused_attention_forward, eager_attention_forward)
-    if bias is None and pair_mask is None and ours and not torch.compiler.is_exporting():
+    # What a graph is exported to may give a mean or NaN to queries without any key.
+    gives_zeros = attention_interface in ZEROS_WITHOUT_KEY and not torch.compiler.is_exporting()
+    if bias is None and pair_mask is None and gives_zeros:
         attention_mask, without_key = allowed, None
     else:
         bias = None if bias is None else fold_pairs(bias.to(query.dtype), fold, query, axis)

@@ -16,18 +16,19 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "outputs" / "floors"
+ELSEWHERE = {"kernels"}  # extras of other environments: builds of torch for CUDA demand one version of Triton
 HELD = {"torch"}  # not run at its floor, for the reason in pyproject.toml, but at the version of constraints.txt
 
 
 def floors(project: dict, pins: dict[str, str]) -> dict[str, str]:
     """
-    {name: lowest version that is allowed} of what a project and all its extras require.
+    {name: lowest version that is allowed} of what a project and its extras require, but for those of `ELSEWHERE`.
 
     Args:
         project: the table `[project]` of a pyproject.toml; the project itself, named by an extra, is left out.
         pins: {name: version} that stands in place of the floor of a package.
     """
-    extras = project.get("optional-dependencies", {}).values()
+    extras = [lines for extra, lines in project.get("optional-dependencies", {}).items() if extra not in ELSEWHERE]
     found = {}
     for requirement in map(Requirement, sum(extras, project["dependencies"])):
         name = canonicalize_name(requirement.name)

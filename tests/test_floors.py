@@ -7,7 +7,11 @@ from tests import floors
 PROJECT = {
     "name": "our-package",
     "dependencies": ["torch>=2.10", "huggingface_hub>=1.31,<3"],
-    "optional-dependencies": {"demo": ["tqdm>=4.66.3"], "test": ["our-package[demo]", "pytest>=8.2"]},
+    "optional-dependencies": {
+        "demo": ["tqdm>=4.66.3"],
+        "test": ["our-package[demo]", "pytest>=8.2"],
+        "kernels": ["triton>=3.6"],
+    },
 }
 
 

@@ -295,7 +295,8 @@ def test_unwanted_text_is_found():
 
 def requirements():
     project = PROJECT["project"]
-    listed = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    extras = [lines for extra, lines in project["optional-dependencies"].items() if extra != "kernels"]
+    listed = project["dependencies"] + sum(extras, [])
     return [Requirement(line) for line in listed if canonicalize_name(Requirement(line).name) != project["name"]]
 
 
@@ -312,6 +313,13 @@ def test_requirement_is_a_lower_bound_and_pinned(requirement):
     has_ceiling = canonicalize_name(requirement.name) in ("transformers", "huggingface-hub")
     assert operators == ({">=", "<"} if has_ceiling else {">="})
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_triton_is_pinned_by_the_makefile_alone():
+    (line,) = PROJECT["project"]["optional-dependencies"]["kernels"]
+    (pin,) = re.findall(r"^TRITON := (\S+)$", read(ROOT / "Makefile"), re.MULTILINE)
+    assert re.fullmatch(r"triton>=[\d.]+", line) and Requirement(line).specifier.contains(pin)
+    assert "triton" not in pins()  # or builds of torch for CUDA, which demand another version, could not be installed
 
 
 # Where the two names differ.
@@ -335,7 +343,7 @@ def third_party_imports(folder):
 @pytest.mark.parametrize(
     ("folder", "extras"),
     {
-        "modeling_axial": [],
+        "modeling_axial": ["kernels"],  # which test_flat_files_can_travel keeps out of the files that travel
         "examples": ["demo", "generate", "fields", "segmentation", "hub", "features"],
         "tests": ["demo", "generate", "fields", "segmentation", "hub", "features", "browser", "test"],
     }.items(),
