@@ -6,8 +6,9 @@ What one GPU makes of axial attention, in half an hour at most:
 Not run on a GPU yet. `--device cpu` shows that it runs, with `--tokens` and `--batch` of a size for that. Five parts:
 
 - kernels: milliseconds and MiB of attention over 12,544 tokens in lines of each length, 12 heads of 64, bfloat16, by
-  every kernel of PyTorch's fused attention, by plain steps that are compiled, by PyTorch's choice and by that of
-  `modeling_axial.attention.SHORT_LINES`, with lines folded into the heads (views) and into the batch (copies);
+  every kernel of PyTorch's fused attention, by plain steps that are compiled, by PyTorch's choice, by that of
+  `modeling_axial.attention.SHORT_LINES` and, where Triton is installed, by `"axial_triton"`, with lines folded into the
+  heads (views) and into the batch (copies);
 - bound: gradients just below and just above what the backward of flash attention counts with 32 bits, in one call of
   `axial_attention` and in two, both by flash attention;
 - profile: which kernels a training step of `axial_base` spends its time in, and what of it is attention, and copies;
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -92,6 +94,14 @@ def by_compiled_steps(*states: torch.Tensor) -> torch.Tensor:
     return compiled_steps()(None, *states, None)[0].transpose(1, 2)
 
 
+def by_packed_lines(*states: torch.Tensor) -> torch.Tensor:
+    from modeling_axial.kernels.packed_lines import TILE, packed_attention
+
+    if states[0].device.type == "cpu" or states[0].shape[-2] > TILE:
+        raise RuntimeError("short lines on a GPU alone")
+    return packed_attention(*states, mask=None, scaling=HEAD_DIM**-0.5, is_causal=False)
+
+
 def by_our_choice(*states: torch.Tensor) -> torch.Tensor:
     return attention.scaled_dot_product_attention(*states, None, dropout=0.0, is_causal=False, scaling=None)
 
@@ -104,7 +114,7 @@ KERNELS = {
     "plain, compiled": by_compiled_steps,
     "PyTorch's choice": scaled_dot_product_attention,
     "ours": by_our_choice,
-}
+} | ({"Triton": by_packed_lines} if find_spec("triton") else {})
 
 
 def attention_pass(
