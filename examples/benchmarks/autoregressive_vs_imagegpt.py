@@ -19,7 +19,8 @@ float32, eager, in turns; ratios are medians of pairs.
 - sampling: seconds to draw pictures, ours by `generate`. The flat models keep their keys and values; they draw by the
   `generate` of transformers, and in the plainest loop that there is.
 - samplers: our three samplers at `--batch` pictures, and what they compute, by formula and by count.
-- compiled: what compiling the step of a pixel gains over the cached sampler, and how long the first call takes.
+- compiled: the sampler whose steps are compiled beside the cached one and ImageGPT, and how long its first call takes,
+  which is shorter where PyTorch's cache on disk has the code from an earlier run.
 """
 
 import argparse
@@ -250,7 +251,6 @@ def in_turns(runs: tuple, pairs: int) -> str:
 
 
 TIMES = "peer / ours, CPU | peer / ours, wall | CPU, s: peer, ours | wall, s: peer, ours"
-COMPILED_TIMES = TIMES.replace("peer", "cached").replace("ours", "compiled")
 
 
 def report_training(options: argparse.Namespace) -> str:
@@ -343,14 +343,18 @@ def report_samplers(options: argparse.Namespace) -> str:
 
 def report_compiled(options: argparse.Namespace) -> str:
     side = next(iter(options.sizes))
-    model = make_model("axial", side, options.width)
+    ours, imagegpt = (make_model(name, side, options.width).eval() for name in ("axial", "ImageGPT"))
     lines = []
     for num_images in (1, 16):
-        runs = tuple(functools.partial(model.generate, num_images, sampler=name) for name in ("cached", "compiled"))
-        runs[0]()
-        first = wall_seconds(runs[1], threads=1)
-        lines.append(f"{num_images} | {in_turns(runs, options.pairs)} | {first:.1f}")
-    return rows(f"pictures of {side} x {side} | {COMPILED_TIMES} | first call, s", *lines)
+        compiled = functools.partial(ours.generate, num_images, sampler="compiled")
+        first = wall_seconds(compiled, threads=1)
+        peers = {
+            "cached": functools.partial(ours.generate, num_images),
+            "ImageGPT, generate()": functools.partial(generate_flat, imagegpt, num_images, side * side),
+        }
+        for name, peer in peers.items():
+            lines.append(f"{num_images} | {name} | {in_turns((peer, compiled), options.pairs)} | {first:.1f}")
+    return rows(f"pictures of {side} x {side} | peer | {TIMES.replace('ours', 'compiled')} | first call, s", *lines)
 
 
 PEERS = [name for name in MODELS if name != "axial"]

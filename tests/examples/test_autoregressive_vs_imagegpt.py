@@ -132,5 +132,5 @@ def test_report(monkeypatch, capsys):
     assert all(f"## {part.capitalize()}" in report for part in benchmark.PARTS)
     columns = [line.count("|") - 1 for line in report.splitlines() if line.startswith("|")]
     lines = {"models": (3, 4), "training": (7, 3), "learning": (5, 3), "sampling": (6, 8), "samplers": (8, 3)}
-    lines |= {"compiled": (6, 2)}
+    lines |= {"compiled": (7, 4)}
     assert columns == [count for count, number in lines.values() for _ in range(number + 2)]
