@@ -18,7 +18,8 @@ class LayerContext(NamedTuple):
     cropped_axes: tuple[int, ...] = ()
     # Where causal attention that is given one position after the other keeps keys and values: its `append(attention,
     # key, value)` returns those of all positions so far, and a mask over them or None, in place of the mask above; its
-    # `select(cells)` are, of all `AxisCells` along its `axis`, the newest and those whose keys come back.
+    # `select(cells)` are, of all `AxisCells` along its `axis`, the newest and those whose keys come back; its
+    # `prepare(make)` is `make()`, the above `prepared` at the newest position.
     cache: Any = None
     output_attentions: bool = False
 

@@ -1,5 +1,8 @@
 """What causal attention keeps where a grid is given one position after the other: keys and values of lines."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,6 +20,7 @@ class LineCache:
         self.length = length
         self.position = 0
         self._kept: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._prepared: dict[int, Any] = {}
 
     def append(
         self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor
@@ -36,6 +40,12 @@ class LineCache:
         keys = torch.arange(self.position + 1, device=cells.positions.device)
         newest = cells.positions.narrow(1, self.position, 1)
         return cells._replace(positions=newest, queries=keys[-1:], keys=keys, line=cells.positions)
+
+    def prepare(self, make: Callable[[], Any]) -> Any:
+        """What `make()` gives at this position, which is the same on all lines, and so made once."""
+        if self.position not in self._prepared:
+            self._prepared[self.position] = make()
+        return self._prepared[self.position]
 
     def _find(self, attention: nn.Module, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if attention not in self._kept:
@@ -76,3 +86,7 @@ class StaticLineCache(LineCache):
         """Whose keys come back are those of whole lines."""
         newest = cells.positions.index_select(1, self.position_index)
         return cells._replace(positions=newest, queries=self.position_index, keys=self._positions, line=cells.positions)
+
+    def prepare(self, make: Callable[[], Any]) -> Any:
+        """What `make()` gives, which compiled code makes from the position."""
+        return make()

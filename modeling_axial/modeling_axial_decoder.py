@@ -17,6 +17,8 @@ include the diagonal, because the shifts have already taken away the cell itself
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,12 +65,18 @@ class AxialStack(nn.Module):
     def forward(self, hidden_states: torch.Tensor, layer_context: LayerContext = NO_CONTEXT, **kwargs) -> torch.Tensor:
         """`kwargs`: as in `run_layers`. With a cache in the `layer_context`, `hidden_states` is the next position along
         the causal axis."""
-        prepared = [None] * (hidden_states.dim() - 2)  # for the axes of the blocks alone: others may be cut to a slice
+        cache = layer_context.cache
+        prepare = partial(self._prepare, hidden_states, layer_context)
+        layer_context = layer_context._replace(prepared=prepare() if cache is None else cache.prepare(prepare))
+        return run_layers(self.blocks, self.executor_class, hidden_states, layer_context, **kwargs)
+
+    def _prepare(self, hidden_states: torch.Tensor, layer_context: LayerContext) -> tuple[Any, ...]:
+        """Of each axis of the blocks, what their mixers want prepared; other axes may be cut to a slice."""
+        prepared = [None] * (hidden_states.dim() - 2)
         for axis in self.axes:
             cells = cells_of_axis(axis, hidden_states, layer_context)
             prepared[axis.axis] = BLOCK_MIXER_CLASSES[axis.mixer].prepare(self.config, axis, cells)
-        layer_context = layer_context._replace(prepared=tuple(prepared))
-        return run_layers(self.blocks, self.executor_class, hidden_states, layer_context, **kwargs)
+        return tuple(prepared)
 
 
 class AxialExteriorEncoder(nn.Module):

@@ -51,6 +51,23 @@ def test_static_tensors_and_a_mask_of_what_has_come(axis):
             assert torch.equal(kept.narrow(dim, 0, position + 1), given.narrow(dim, 0, position + 1))
 
 
+def test_what_a_position_wants_is_prepared_once_for_all_lines(monkeypatch):
+    """As many times as there are positions, not cells, and for each level alone."""
+    made = []
+    prepare = AxialSelfAttention.prepare
+    monkeypatch.setattr(
+        AxialSelfAttention,
+        "prepare",
+        staticmethod(lambda config, axis, cells: made.append(axis.axis) or prepare(config, axis, cells)),
+    )
+    model = make_model((3, 4, 5), num_channels=1, vocab_size=11, position_embedding="rotary")
+    expected = sample(model, sampler="semi_parallel")
+    made.clear()
+    assert torch.equal(sample(model), expected)
+    # Levels along an axis attend along the faster ones, too; none but the inner one runs on its last slice.
+    assert [made.count(axis) for axis in range(3)] == [2, 2 + 3, 2 + 3 + 5]
+
+
 def attended_by_loops(attention, hidden_states, positions):
     """The causal attention of lines (lines, length, hidden_size) by its formula, one head, query and key at a time.
 

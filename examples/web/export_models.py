@@ -11,7 +11,9 @@ step of the inner level, `row` that of the outer one. What the sampler keeps fro
 handed in and out.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,6 +86,9 @@ class StateCache:
         kept = torch.where(positions == self.position, newest, self.state[len(self._appended)])
         self._appended.append(kept)
         return kept[0], kept[1], (positions <= self.position).flatten(-2).squeeze(-1)
+
+    def prepare(self, make: Callable[[], Any]) -> Any:
+        return make()
 
     def select(self, cells: AxisCells) -> AxisCells:
         newest = cells.positions.index_select(1, self.position)
