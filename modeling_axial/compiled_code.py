@@ -4,8 +4,6 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
-
 
 def without_guards(function: FunctionType, compiled: Callable, arguments: dict[str, Any]) -> Callable:
     """
@@ -22,6 +20,9 @@ def without_guards(function: FunctionType, compiled: Callable, arguments: dict[s
     Returns:
         The code, or `compiled` itself where PyTorch has none that fits, as where it has given up compiling.
     """
+    # PyTorch's own, imported here, so that nothing else depends on it.
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
     for entry in _debug_get_cache_entry_list(function.__code__):
         if entry.guard_manager.check(arguments):
             return FunctionType(entry.code, function.__globals__, function.__name__)

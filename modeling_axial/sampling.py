@@ -176,9 +176,9 @@ class SamplingOptions:
             rounding) whatever the number.
         sampler: `"cached"`: every token once through every block. `"semi_parallel"` (the paper's): the outer levels
             once per line, the inner one along the whole line for each pixel. `"naive"`: everything per pixel.
-            `"compiled"`: as `"cached"`, the step of a pixel, drawing included, by compiled code. The first call for a
-            number of pictures, a `top_k` and which of the other options are in use waits for the compiler, for half a
-            minute.
+            `"compiled"`: as `"cached"`, the outer levels and the step of a pixel, drawing included, by compiled code.
+            The first call for a number of pictures, a `top_k` and which of the other options are in use waits for the
+            compiler, for half a minute.
         show_progress: shows a bar.
 
     Raises:

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"  # what pip calls
 
 
-def version(root: Path = ROOT) -> str:
+def version() -> str:
     """`modeling_axial.__version__`, as setuptools reads it: from the text, without an import."""
-    statements = ast.parse((root / "modeling_axial" / "__init__.py").read_text(encoding="utf-8")).body
+    statements = ast.parse((ROOT / "modeling_axial" / "__init__.py").read_text(encoding="utf-8")).body
     return next(
         ast.literal_eval(statement.value)
         for statement in statements
@@ -30,13 +30,13 @@ def version(root: Path = ROOT) -> str:
     )
 
 
-def tracked_files(root: Path = ROOT) -> set[str]:
+def tracked_files() -> set[str]:
     """The files that git holds, and that are there."""
     # Whoever may read the files may list them, also where they are another's.
     listed = subprocess.run(
-        ["git", "-c", f"safe.directory={root}", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
+        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    return {name for name in listed.stdout.split("\0") if name and (root / name).is_file()}
+    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
 
 
 def shown_elsewhere(readme: str, address: str, tag: str) -> str:
