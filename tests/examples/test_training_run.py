@@ -381,6 +381,20 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, "6 of 4 examples each"), (64, "2 of 12 examples each")])
+def test_a_step_has_no_more_examples_than_an_epoch(tmp_path, monkeypatch, batch_size, steps):
+    monkeypatch.setattr(training_run, "opening_lines", lambda *said: said[-1:])
+    training = TrainingArguments(per_device_train_batch_size=batch_size, num_train_epochs=2)
+    run, printed = TrainingRun(training, RunArguments(str(tmp_path))), []
+    try:
+        run.load(torch.utils.data.TensorDataset(torch.zeros(12, 3)))
+        monkeypatch.setattr(run.accelerator, "print", lambda *lines, **_: printed.extend(lines))
+        run.introduce("many", "few", [], torch.nn.Identity())
+    finally:
+        run.close()
+    assert printed[0].startswith(steps)
+
+
 def test_lines_without_a_terminal_and_a_bar_on_one(train, capsys, monkeypatch):
     train("lines", max_train_steps=4)
     printed, errors = capsys.readouterr()
