@@ -27,9 +27,13 @@ from .forward_keywords import records_outputs, refuse_unknown_keywords
 from .remote_code import CodeCarryingModel
 from .reversible import OneStream, RebuiltTwoStream, in_full_under_autocast
 
-# Tokens that are projected and attended at a time on a CPU: what lies between two steps need not leave the cache, takes
-# little memory, and uses the same pages again and again.
+# Tokens for each thread that are projected and attended at a time on a CPU: what lies between two steps need not leave
+# the cache, takes little memory, and uses the same pages again and again.
 BLOCK_TOKENS = 8_192
+
+
+def tokens_at_once() -> int:
+    return BLOCK_TOKENS * torch.get_num_threads()
 
 
 def channel_dim(name: str, index: int, num_dimensions: int) -> int:
@@ -172,7 +176,7 @@ def by_blocks_of_lines(
     """
     lines = hidden_states.movedim(axis + 1, -2)
     flat = lines.flatten(0, -3)  # attention on lines whose cells lie far apart in memory misses the cache
-    lines_at_once = max(1, BLOCK_TOKENS // flat.shape[1])
+    lines_at_once = max(1, tokens_at_once() // flat.shape[1])
     blocks = map(function, flat.split(lines_at_once))
     if torch.is_grad_enabled():
         output = torch.cat(list(blocks))
@@ -199,7 +203,7 @@ class AlongAxis(nn.Module):
         if attention_interface is not None:
             return self.fn(hidden_states, axis=self.axis, attention_interface=attention_interface)
         eager_on_cpu = hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
-        if eager_on_cpu and hidden_states.shape[:-1].numel() > BLOCK_TOKENS:
+        if eager_on_cpu and hidden_states.shape[:-1].numel() > tokens_at_once():
             return by_blocks_of_lines(self.fn, hidden_states, self.axis)
         return self.fn(hidden_states, axis=self.axis)
 

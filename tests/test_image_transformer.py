@@ -98,7 +98,7 @@ CASES = [(num_axes, dim_index) for num_axes in (1, 2, 3, 4) for dim_index in pla
 @pytest.mark.parametrize("sum_axial_out", [True, False], ids=["sum", "sequential"])
 @pytest.mark.parametrize(("num_axes", "dim_index"), CASES)
 def test_axial_attention(num_axes, dim_index, sum_axial_out, monkeypatch):
-    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", 11)
+    monkeypatch.setattr(image_transformer, "tokens_at_once", lambda: 11)
     options = {"heads": 2, "dim_heads": 5, "dim_index": dim_index, "sum_axial_out": sum_axial_out}
     ours, theirs = make_pair(AxialAttention, 6, num_dimensions=num_axes, **options)
     # Behind three other axes the gradient of the queries is 1e-5 of the others, and more of it is rounding.
@@ -116,7 +116,7 @@ def test_axial_attention_heads(dim, heads, dim_heads):
 @pytest.mark.parametrize("reversible", [True, False])
 @pytest.mark.parametrize("tokens", [11, 10_000], ids=["blocks", "whole"])
 def test_axial_image_transformer(tokens, reversible, positions, monkeypatch):
-    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", tokens)
+    monkeypatch.setattr(image_transformer, "tokens_at_once", lambda: tokens)
     options = {"heads": 2, "dim_heads": 3, "reversible": reversible, "axial_pos_emb_shape": positions}
     ours, theirs = make_pair(AxialImageTransformer, 7, 3, **options)
     assert_agrees(ours, theirs, randn(2, 7, 5, 3))
@@ -246,7 +246,7 @@ class RunningSums(nn.Module):
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 7, 3), (2, 3, 5, 2, 4), (0, 3, 5, 4), (2, 0, 5, 4), (2, 3, 0, 4)])
 @pytest.mark.parametrize("training", [True, False])
 def test_blocks_of_lines(training, tokens, shape, monkeypatch):
-    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", tokens)
+    monkeypatch.setattr(image_transformer, "tokens_at_once", lambda: tokens)
     hidden_states = randn(*shape).requires_grad_(training)
     weights = randn(*shape, seed=2)
     for axis in range(len(shape) - 2):
@@ -262,6 +262,16 @@ def test_blocks_of_lines(training, tokens, shape, monkeypatch):
         assert max(running_sums.seen) <= max(tokens, shape[axis + 1])
 
 
+@pytest.mark.parametrize("threads", [1, 8, 16])
+def test_blocks_grow_with_the_threads(threads, monkeypatch):
+    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", 10)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    hidden_states, running_sums = randn(7, 41, 5, 3), RunningSums()
+    assert torch.equal(image_transformer.AlongAxis(1, running_sums)(hidden_states), hidden_states.cumsum(2))
+    assert max(running_sums.seen) == 10 * threads  # in whole lines of 5 cells
+    assert len(running_sums.seen) == -(-7 * 41 * 5 // (10 * threads))
+
+
 def test_blocks_of_lines_keep_what_autocast_and_hooks_see(monkeypatch):
     attention = AxialAttention(6, 2, heads=2, dim_index=1)
     x = randn(2, 6, 5, 7, dtype=torch.float32)
@@ -269,7 +279,7 @@ def test_blocks_of_lines_keep_what_autocast_and_hooks_see(monkeypatch):
     for module in attention.axial_attentions:
         module.register_forward_hook(lambda module, inputs, output: seen.append(output))
     whole = attention(x)
-    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", 11)
+    monkeypatch.setattr(image_transformer, "tokens_at_once", lambda: 11)
     with torch.no_grad():
         blocks = attention(x)
     torch.testing.assert_close(blocks, whole)
@@ -661,7 +671,7 @@ def test_gradients_through_hidden_states_that_are_rebuilt():
 
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_attention_maps(options, monkeypatch):
-    monkeypatch.setattr(image_transformer, "BLOCK_TOKENS", 5)
+    monkeypatch.setattr(image_transformer, "tokens_at_once", lambda: 5)
     model, x = make_model(**options), feature_maps(options)
     num_axes, grid = options["num_axes"], x.shape[2:]
     inputs = []

@@ -7,6 +7,8 @@ weights and input, eager, float32, equal results checked first, both alternating
 
 - seed / ours: seconds of axial_attention over ours, from the CPU seconds of one thread and from wall-clock time with
   `--threads` threads. Other load on a machine moves the second much more than the first.
+- lead kept: the second over the same from the wall-clock time of one thread.
+- scaling: wall-clock time of one thread over that of `--threads`, of axial_attention, of ours, of our kernels alone.
 - over kernels: our CPU seconds over those of its matrix products, convolutions and attentions alone, on contiguous data
   of the same shapes, both alternating as well.
 - over limit: our CPU seconds over the time its floating-point operations take at the rate of a large matrix product,
@@ -19,6 +21,7 @@ Floating-point operations count what is executed, so the rebuilt activations of 
 import argparse
 import datetime
 import functools
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -39,13 +42,14 @@ CASES = {
     "latents": ("AxialAttention", {"dim": 512, "dim_index": -1, "heads": 8}, (1, 20, 20, 512)),
     "latents-8": ("AxialAttention", {"dim": 512, "dim_index": -1, "heads": 8}, (8, 20, 20, 512)),
     "video-64": ("AxialAttention", VIDEO, (1, 5, 128, 64, 64)),
+    "video-128": ("AxialAttention", VIDEO, (1, 5, 128, 128, 128)),
     "transformer": ("AxialImageTransformer", {"dim": 128, "depth": 12}, (1, 128, 64, 64)),
     "transformer-plain": ("AxialImageTransformer", {"dim": 128, "depth": 12, "reversible": False}, (1, 128, 64, 64)),
     "video-256": ("AxialAttention", VIDEO, (1, 5, 128, 256, 256)),
     "transformer-512": ("AxialImageTransformer", {"dim": 128, "depth": 12}, (1, 128, 512, 512)),
     "tiny": ("AxialImageTransformer", {"dim": 8, "depth": 2}, (1, 8, 7, 5)),
 }
-LARGE = ("video-256", "transformer-512", "tiny")
+LARGE = ("video-128", "video-256", "transformer-512", "tiny")
 
 
 def make(package: str, case: str) -> nn.Module:
@@ -172,8 +176,8 @@ def kernels_alone(case: str, run: Callable) -> Callable[[], None]:
 # The report
 
 COLUMNS = (
-    "case, pass | seed / ours, CPU of 1 thread | seed / ours, wall | CPU of 1 thread, s: seed, ours | "
-    "wall, s: seed, ours | memory, MiB: seed, ours | over kernels | over limit"
+    "case, pass | seed / ours, CPU of 1 thread | seed / ours, wall | lead kept | scaling: seed, ours, kernels | "
+    "CPU of 1 thread, s: seed, ours | wall, s: seed, ours | memory, MiB: seed, ours | over kernels | over limit"
 )
 
 
@@ -185,22 +189,24 @@ def measure(case: str, pass_name: str, rate: float, options: argparse.Namespace)
         modules = [torch.compile(module) for module in modules]
     runs = tuple(functools.partial(run, module, x) for module in modules)
     torch.testing.assert_close(runs[1](), runs[0](), rtol=1e-3, atol=1e-4)  # and both are warm
-    if options.threads == 1:
-        cpu, wall = compare_on_both_clocks(runs, options.pairs)
-    else:
-        cpu = compare(runs, cpu_seconds, options.pairs)
-        wall = compare(runs, functools.partial(wall_seconds, threads=options.threads), options.pairs)
-    cells = [f"{case}, {pass_name}", f"**{cpu[2]:.2f}**", f"**{wall[2]:.2f}**", f"{cpu[0]:.3f}, {cpu[1]:.3f}"]
-    cells.append(f"{wall[0]:.3f}, {wall[1]:.3f}")
+    cpu, wall_of_one = compare_on_both_clocks(runs, options.pairs)
+    wall_clock = functools.partial(wall_seconds, threads=options.threads)
+    wall = wall_of_one if options.threads == 1 else compare(runs, wall_clock, options.pairs)
+    scaling = [alone / together for alone, together in zip(wall_of_one[:2], wall[:2], strict=True)]
+    times = [f"{cpu[0]:.3f}, {cpu[1]:.3f}", f"{wall[0]:.3f}, {wall[1]:.3f}"]
+    leads = [f"{case}, {pass_name}", f"**{cpu[2]:.2f}**", f"**{wall[2]:.2f}**", f"{wall[2] / wall_of_one[2]:.2f}"]
     if options.compile:
-        return " | ".join([*cells, "-", "-", "-"])
+        return " | ".join([*leads, f"{scaling[0]:.2f}, {scaling[1]:.2f}, -", *times, "-", "-", "-"])
+    kernels = kernels_alone(case, run)
+    _, kernels_of_one, over_kernels = compare((runs[1], kernels), cpu_seconds, options.pairs)
+    kernels_together = statistics.median(wall_clock(kernels) for _ in range(options.pairs))
+    scaling.append(kernels_of_one / kernels_together)
     memory = [
         added_memory(__file__, package, case, pass_name, "--threads", options.threads) for package in ("seed", "ours")
     ]
     limit = count_operations(make("ours", case), x, run) / rate
-    *_, over_kernels = compare((runs[1], kernels_alone(case, run)), cpu_seconds, options.pairs)
-    cells += [f"{memory[0]:.0f}, {memory[1]:.0f}", f"{over_kernels:.2f}", f"{cpu[1] / limit:.2f}"]
-    return " | ".join(cells)
+    cells = [", ".join(f"{factor:.2f}" for factor in scaling), *times, f"{memory[0]:.0f}, {memory[1]:.0f}"]
+    return " | ".join([*leads, *cells, f"{over_kernels:.2f}", f"{cpu[1] / limit:.2f}"])
 
 
 def main(arguments: list[str]) -> None:
