@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import torch
 from grid_augmentation import RandomGridChanges
+from grid_warping import RandomWarping
 from image_classification_data import check_checkpoint
 from peers import check_peer, start_peer_run
 from results import OURS, write_results
@@ -153,6 +154,10 @@ class SegmentationTrainingArguments(TrainingArguments):
     augment_exchange_axes: str = described(
         "", "Exchange these axes at random where crops are equally long: with mirrors, turns by 90 degrees."
     )
+    augment_turn: float = described(
+        0.0, "Turn crops by up to so many degrees in the plane of the last two axes, whose pixels are squares."
+    )
+    augment_zoom: float = described(0.0, "Make what they show larger or smaller, by up to the factor 1 + this.")
     augment_contrast: float = described(0.0, "Multiply values by a factor in [1 - this, 1 + this].")
     augment_brightness: float = described(0.0, "Add a number in [-this, this] to them, in standard deviations.")
     augment_noise: float = described(0.0, "Add a normal number of this deviation to each value, likewise.")
@@ -173,6 +178,7 @@ def main() -> None:
     config, data = load_data(arguments, training)
     crop = crop_size(training, config)
     tile = numbers_per_axis(arguments.tile_size, "tile_size", config.num_axes)
+    warp = RandomWarping(config.num_axes, training.augment_turn, training.augment_zoom)
     augment = make_augmentation(training, config.num_axes)
     processor = data.make_processor(config)
     run = TrainingRun(training, run_arguments)
@@ -197,6 +203,7 @@ def main() -> None:
             generator = run.sampler.generator()
             grids = [data.train[number] for number in numbers.tolist()]
             crops = random_crops(grids, crop, processor, generator, *accelerator.share)
+            crops = warp(crops, generator, *accelerator.share)
             batch = augment(crops, generator, *accelerator.share)
             return model(**for_model(batch, accelerator.device)).loss, len(numbers)
 
