@@ -9,7 +9,8 @@ The first argument may be a recipe, a YAML file of arguments; those on the comma
 subfolder of films for each class. Of each film the model sees as many frames as its `image_size` says, one of each of
 so many equal parts: when it learns, all at the same random place of their parts, when it is measured, the middle ones.
 All films are decoded once before the first step, so that none ends a run later. With `--peer timesformer` TimeSformer
-with as many parameters is trained in the same way, in `output_dir/timesformer`. `output_dir` gets the model,
+with as many parameters is trained in the same way, in `output_dir/timesformer`. Beside them stands what brightness,
+contrast and the change between frames tell by a logistic regression. `output_dir` gets the model,
 `metrics.jsonl`, `results.json`, `curves.png`, `predictions.png`, a model card and the checkpoints of the run. Needs the
 extra `generate`, for PyAV.
 """
@@ -33,11 +34,11 @@ from training_run import (
     make_adamw,
 )
 from transformers import PreTrainedModel
+from video_classification_baselines import OF_MEAN_FRAMES, OF_STATISTICS, baseline_accuracies
 from video_classification_data import ClipFolder, Films
 from video_classification_peer import timesformer_for
 from video_classification_report import (
     accuracies,
-    baseline_accuracies,
     draw_predictions,
     loading_lines,
     score_lines,
@@ -153,12 +154,12 @@ def main() -> None:
         scores[name] = accuracies(train(peer_run, peer), data.label_names)
         sizes[name], cpu_seconds[name] = peer.num_parameters(), peer_run.cpu_seconds
         peer_run.release()
+    baselines = OF_STATISTICS | (OF_MEAN_FRAMES if isinstance(data, Films) else {})
+    scores |= baseline_accuracies(baselines, train_data, validation_data, data.label_names, accelerator, workers)
 
     # ---- results ----
     if accelerator.is_main_process:
         processor.save_pretrained(output_dir)
-        if isinstance(data, Films):
-            scores |= baseline_accuracies(train_data, validation_data, data.label_names)
         print(*score_lines(scores), sep="\n")
         write_results(output_dir, scores, sizes, cpu_seconds)
         draw_predictions(

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from image_classification_data import printable
 from image_classification_report import quoted, shortened, stretched
-from image_classification_scores import Scores, score
+from image_classification_scores import Scores
 from matplotlib.figure import Figure
 from results import OURS
 from torch.utils.data import Dataset
@@ -28,49 +28,6 @@ def accuracies(scores: Scores, label_names: Sequence[str]) -> dict[str, float]:
     of_classes = {f"accuracy {name}": share for name, share in zip(label_names, recall.tolist(), strict=True)}
     means = {"accuracy": scores.accuracy, "mean accuracy": recall.nanmean().item()}
     return means | {name: share for name, share in of_classes.items() if not math.isnan(share)}
-
-
-def baseline_accuracies(train: Dataset, validation: Dataset, label_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """
-    Accuracies on `validation` of simple classifiers that are fitted to `train`, each item once: of the mean frame, the
-    class whose mean is nearest, and logistic regression; and of brightness, contrast and the change between frames.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import NearestCentroid
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    (clips, labels), (held_out, truth) = (
-        (torch.stack([pixels for pixels, _ in items]), [label for _, label in items])
-        for items in ([part[index] for index in range(len(part))] for part in (train, validation))
-    )
-
-    def statistics(clips: torch.Tensor) -> np.ndarray:
-        changes = clips.diff(dim=1).abs().flatten(1)
-        change = changes.mean(1) if changes.numel() else torch.zeros(len(clips))
-        return torch.stack([clips.flatten(1).mean(1), clips.flatten(1).std(1), change], 1).numpy()
-
-    def mean_frames(clips: torch.Tensor) -> np.ndarray:
-        return clips.mean(1).flatten(1).numpy()
-
-    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    classifiers = {
-        "nearest mean of the mean frame": (NearestCentroid(), mean_frames),
-        "logistic regression on the mean frame": (LogisticRegression(max_iter=1000), mean_frames),
-        "logistic regression on brightness, contrast and change": (regression, statistics),
-    }
-    return {
-        name: accuracies(
-            score(
-                torch.full((len(truth),), torch.nan),  # they have no loss
-                torch.from_numpy(classifier.fit(features(clips), labels).predict(features(held_out))),
-                torch.tensor(truth),
-                len(label_names),
-            ),
-            label_names,
-        )
-        for name, (classifier, features) in classifiers.items()
-    }
 
 
 def score_lines(scores: dict[str, dict[str, float]]) -> list[str]:

@@ -112,6 +112,19 @@ def test_the_peer_is_trained_likewise(unbroken):
     assert abs(sizes[1] - sizes[0]) <= 0.05 * sizes[0]
 
 
+def test_a_baseline_stands_beside_the_model(unbroken):
+    """Of own clips, too: printed, written and in the card. All clips are alike but for the side that is bright."""
+    folder, printed = unbroken
+    name = "logistic regression on brightness, contrast and change"
+    scores = json.loads((folder / "results.json").read_text())["scores"]
+    assert list(scores)[2:] == [name]  # behind the model and its peer
+    measured = scores[name]
+    assert list(measured) == list(scores["this model"]) and 0 <= measured["accuracy"] < 1
+    numbers = [f"{value:.4f}" for value in measured.values()]
+    assert f"{' '.join(numbers)}  {name}" in printed
+    assert f"| {name} | {' | '.join(numbers)} |" in (folder / "README.md").read_text()
+
+
 @pytest.mark.audit
 def test_a_stranger_classifies_a_clip(unbroken, inputs, run_python):
     """With the lines of the model card, as the script has measured."""
@@ -164,6 +177,8 @@ def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
         arguments = [*arguments_for(inputs, tmp_path / name), *more, f"--per_device_train_batch_size={batch_size}"]
         exit_code, printed = run(*arguments)
         assert exit_code == 0, printed
+    results = [json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("one", "two")]
+    assert list(results[0].items())[2:] == list(results[1].items())[2:] != []  # the baseline
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert len(lines[0]) == len(lines[1]) == 12
     for one, two in zip(*lines, strict=True):
