@@ -40,6 +40,7 @@ class Fields:
         months: how many a step has, 0 where steps are not months.
         arcs: of each axis of the grid the degrees of longitude that its points take up, each as much as lies between
             two; None of an axis without longitudes. Empty where nothing is known.
+        ends: of each axis of the grid the first and the last coordinate, None where these are no numbers. Likewise.
         name, license, hub_id: for the metadata of a model card.
     """
 
@@ -55,6 +56,7 @@ class Fields:
     hub_id: str = "fields"
     months: int = 0
     arcs: tuple[float | None, ...] = ()
+    ends: tuple[tuple[float, float] | None, ...] = ()
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -134,6 +136,7 @@ def read_netcdf(path: Path, num_axes: int, variable_names: Sequence[str], time_n
             name=printable(path.name),
             months=months,
             arcs=tuple(longitude_arc(dataset, dim) for dim in dims),
+            ends=tuple(coordinate_ends(dataset, dim) for dim in dims),
         )
 
 
@@ -230,6 +233,14 @@ def longitude_arc(dataset: Any, dim: str) -> float | None:
         return None
     longitudes = dataset[dim].values.astype(np.float64)
     return len(longitudes) * float(np.median(np.abs(np.diff(longitudes))))
+
+
+def coordinate_ends(dataset: Any, dim: str) -> tuple[float, float] | None:
+    """One of `ends` of `Fields`, of a dim of a data set of xarray."""
+    if dim not in dataset.coords or dataset[dim].dtype.kind not in "iuf":
+        return None
+    first, last = dataset[dim].values[[0, -1]].tolist()
+    return float(first), float(last)
 
 
 def latitude_weights(field: Any) -> np.ndarray | None:
@@ -364,7 +375,8 @@ class ForecastSetup:
     What a forecast needs beside a model and its processor: `history` steps, each with the variables `channel_names`
     along the dimension `time_name` of a file, for what comes `lead_time` steps after the last; how long a `step` is, in
     words, None where that is left open. A model sees them as channels; or, of fields that are `drifting`, only how
-    those before the last differ from it, so that a change of all by one value changes no forecast of a change.
+    those before the last differ from it, so that a change of all by one value changes no forecast of a change. `units`
+    and `ends` of the `Fields` that were learnt from, as far as they are known.
     """
 
     history: int
@@ -373,6 +385,8 @@ class ForecastSetup:
     channel_names: tuple[str, ...]
     time_name: str = "time"
     step: str | None = None
+    units: tuple[str, ...] = ()
+    ends: tuple[tuple[float, float] | None, ...] = ()
 
     @property
     def num_channels(self) -> int:
@@ -383,6 +397,27 @@ class ForecastSetup:
         """What a model sees of a past (history, channels, *grid): (num_channels, *grid), its oldest step first."""
         seen = past[:-1] - past[-1:] if self.drifting else past
         return seen.reshape(-1, *seen.shape[2:])
+
+    def check(self, fields: Fields, source: str) -> None:
+        """`ValueError` for fields whose steps, units or places are known to be others than those learnt from."""
+        if len(fields.times) > 1 and self.step not in (None, fields.step):
+            found, learnt = ("no months" if step == "step" else step for step in (fields.step, self.step))
+            raise ValueError(
+                f"a step in {source} is {found}, and {learnt} in what the model was trained on: bring it to that"
+            )
+        for name, found, learnt in zip(self.channel_names, fields.units, self.units or fields.units, strict=True):
+            if found and learnt and found != learnt:
+                raise ValueError(f"{name} of {source} is in {found}; the model was trained on {learnt}: convert it")
+        known = zip(fields.ends, self.ends or fields.ends, fields.grid, strict=True) if fields.ends else ()
+        for axis, (found, learnt, length) in enumerate(known):
+            if found is None or learnt is None:
+                continue
+            cell = abs(learnt[1] - learnt[0]) / max(1, length - 1)
+            if not np.allclose(found, learnt, rtol=0, atol=0.1 * cell):
+                raise ValueError(
+                    f"axis {axis} of the grid of {source} goes from {found[0]:g} to {found[1]:g}, and from "
+                    f"{learnt[0]:g} to {learnt[1]:g} in what the model was trained on: bring it to that"
+                )
 
     def save(self, folder: Path) -> None:
         (folder / "forecast.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")

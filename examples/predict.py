@@ -165,11 +165,8 @@ def forecast(job: Job, files: Sequence[Path]) -> None:
             )
         if len(climatology) > 1 and not fields.seasons.any():
             raise ValueError(f"{file} has no calendar months, which the climatology of the model needs")
-        if not is_array and len(fields.times) > 1 and setup.step not in (None, fields.step):
-            found, learnt = ("no months" if step == "step" else step for step in (fields.step, setup.step))
-            raise ValueError(
-                f"a step in {file} is {found}, and {learnt} in what the model was trained on: bring it to that"
-            )
+        if not is_array:  # which tells nothing of these
+            setup.check(fields, str(file))
         seasons = fields.seasons[-setup.history :] % len(climatology)
         past = torch.from_numpy(fields.values[-setup.history :] - climatology[seasons])
         anomalies = roll_out(job.model, setup, job.processor, past[None], job.rollout, job.device)[0].cpu().numpy()

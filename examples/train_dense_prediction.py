@@ -228,6 +228,8 @@ def load_data(arguments: DataArguments, training: ForecastTrainingArguments) -> 
         fields.channel_names,
         arguments.time_name,
         fields.step,
+        fields.units,
+        fields.ends,
     )
     data = ForecastData(fields, split, setup)
     sizes = {

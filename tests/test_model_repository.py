@@ -177,6 +177,7 @@ def test_forecasts_are_as_good_as_their_cards_say(scripts, name):
     processor = AutoImageProcessor.from_pretrained(folder)
     setup, climatology = ForecastSetup.load(str(folder))
     fields = BUILT_IN[PRESETS[name]].read(model.config.num_axes)
+    assert setup.step == fields.step and [setup.units, setup.ends] == [["K"], [list(ends) for ends in fields.ends]]
     held_out = {"sst": 12, "air-temperature": 40}[name]
     data = ForecastData(fields, split_by_time(fields, held_out, 0, setup.history, setup.lead_time), setup)
     assert np.array_equal(data.climatology, climatology, equal_nan=True)

@@ -1,6 +1,7 @@
 """Predictions for files: what is written is what the model gives, in the kind and the place of what was read."""
 
 import csv
+import json
 import runpy
 import sys
 
@@ -280,6 +281,34 @@ def test_fields_of_other_steps_are_refused(tmp_path, predict):
         ValueError, match="a step in .*fields.nc is 3 months, and month in what the model was trained on"
     ):
         predict(tmp_path / "model", tmp_path / "fields.nc")
+
+
+def test_fields_in_other_units_or_places_are_refused(tmp_path, predict):
+    values = np.random.default_rng(0).normal(280, 1, (4, 4, 5)).astype(np.float32)
+    coordinates = {"latitude": np.linspace(-60, 60, 4), "longitude": np.arange(5) * 2.0}
+    warmth = xarray.DataArray(values, coordinates, ("time", "latitude", "longitude"), attrs={"units": "K"})
+    make_forecaster(tmp_path / "model", np.full((1, 1, 4, 5), 280, np.float32))
+    stored = json.loads((tmp_path / "model" / "forecast.json").read_text())
+    stored |= {"units": ["K"], "ends": [[-60.0, 60.0], [0.0, 8.0]]}
+    (tmp_path / "model" / "forecast.json").write_text(json.dumps(stored))
+    others = {
+        "same": (warmth, None),
+        "rounded": (warmth.assign_coords(longitude=np.arange(5) * 2.0 + 1e-5), None),
+        "named": (warmth.assign_coords(longitude=list("abcde")), None),
+        "celsius": (warmth.assign_attrs(units="degC"), "warmth of .*celsius.nc is in degC; .* trained on K"),
+        "upside_down": (warmth.isel(latitude=slice(None, None, -1)), "axis 0 .* from 60 to -60, and from -60 to 60"),
+        "next_cell": (
+            warmth.assign_coords(longitude=np.arange(5) * 2.0 + 2),
+            "axis 1 .* from 2 to 10, and from 0 to 8",
+        ),
+    }
+    for name, (field, words) in others.items():
+        xarray.Dataset({"warmth": field}).to_netcdf(tmp_path / f"{name}.nc")
+        if words is None:
+            assert (predict(tmp_path / "model", tmp_path / f"{name}.nc") / f"{name}.nc").exists()
+        else:
+            with pytest.raises(ValueError, match=words):
+                predict(tmp_path / "model", tmp_path / f"{name}.nc")
 
 
 @pytest.mark.parametrize("channels", [(), (2,)])

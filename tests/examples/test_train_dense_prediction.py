@@ -140,6 +140,8 @@ print(coming.shape, np.isnan(coming).sum(), np.nanmax(np.abs(coming - climatolog
 def test_what_was_trained_predicts_what_comes_after_a_file(unbroken, inputs, monkeypatch, tmp_path):
     """Of several channels, with missing cells, in a row: each forecast is made from the one before."""
     folder, _ = unbroken
+    stored = json.loads((folder / "forecast.json").read_text())
+    assert (stored["step"], stored["units"][0], stored["ends"][0]) == ("month", "K", [-60, 60])
     for rollout in (1, 4):
         options = [f"--rollout={rollout}", f"--output_dir={tmp_path / str(rollout)}"]
         monkeypatch.setattr(sys, "argv", ["predict.py", str(folder), str(inputs / "fields.nc"), *options])
