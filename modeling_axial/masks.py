@@ -52,11 +52,17 @@ def grid_mask(mask: torch.Tensor, batch_and_grid: tuple[int, ...]) -> torch.Tens
     """The boolean mask (B, *grid) that `attention_mask` stands for, a tensor of its own.
 
     Raises:
-        ValueError: for a mask that does not broadcast to `batch_and_grid`, and for values as in `boolean_mask`.
+        ValueError: for a mask that does not broadcast to `batch_and_grid`, for values as in `boolean_mask`, and for
+            floating-point zeros alone, as they are what an additive mask that hides nothing looks like.
     """
     if mask.dim() != len(batch_and_grid) or not broadcasts(mask.shape, batch_and_grid):
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, but must broadcast to (batch, *grid) {batch_and_grid}."
+        )
+    if mask.is_floating_point() and mask.numel() and not values_are_hidden(mask) and not mask.any():
+        raise ValueError(
+            "attention_mask holds floating-point zeros alone: an additive mask that hides nothing, or one that hides "
+            "all. Give booleans, True for the cells that are used; an additive mask becomes one by `mask == 0`."
         )
     # A copy: what the caller does to the mask after forward must not reach backward.
     return boolean_mask(mask, "attention_mask").expand(batch_and_grid).clone()

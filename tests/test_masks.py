@@ -29,6 +29,13 @@ def test_other_numbers_are_refused(values):
     assert str(values[1]).rstrip("0").rstrip(".")[:4] in str(error.value)
 
 
+def test_floating_point_zeros_alone_are_refused():
+    with pytest.raises(ValueError, match="attention_mask holds floating-point zeros alone"):
+        grid_mask(torch.zeros(1, 1), (2, 3))
+    assert not grid_mask(torch.zeros(1, 1, dtype=torch.int64), (2, 3)).any()
+    assert grid_mask(torch.zeros(0, 3), (0, 3)).shape == (0, 3)
+
+
 @pytest.mark.parametrize("values", [[0.0, -torch.inf], [1.0, torch.nan], [1, 2]])
 @pytest.mark.parametrize("model_class", [AxialModel, AxialForImageClassification, AxialBackbone])
 def test_models_refuse_additive_masks(model_class, values):
