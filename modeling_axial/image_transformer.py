@@ -21,7 +21,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.output_capturing import OutputRecorder
 
-from .attention import axial_attention, eager_attention_forward
+from .attention import axial_attention
+from .attention_interfaces import eager_attention_forward
 from .configuration_image_transformer import AxialImageTransformerConfig
 from .forward_keywords import records_outputs, refuse_unknown_keywords
 from .remote_code import CodeCarryingModel

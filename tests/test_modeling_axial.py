@@ -13,7 +13,7 @@ from modeling_axial import (
     RebuiltTwoStream,
     TwoStream,
 )
-from modeling_axial.attention import eager_attention_forward
+from modeling_axial.attention_interfaces import eager_attention_forward
 from modeling_axial.layer_context import LayerContext
 from modeling_axial.testing import receptive_field
 from tests.reference import reference_axial_attention

@@ -7,8 +7,8 @@ Not run on a GPU yet. `--device cpu` shows that it runs, with `--tokens` and `--
 
 - kernels: milliseconds and MiB of attention over 12,544 tokens in lines of each length, 12 heads of 64, bfloat16, by
   every kernel of PyTorch's fused attention, by plain steps that are compiled, by PyTorch's choice, by that of
-  `modeling_axial.attention.SHORT_LINES` and, where Triton is installed, by `"axial_triton"`, with lines folded into the
-  heads (views) and into the batch (copies);
+  `modeling_axial.attention_interfaces.SHORT_LINES` and, where Triton is installed, by `"axial_triton"`, with lines
+  folded into the heads (views) and into the batch (copies);
 - bound: gradients just below and just above what the backward of flash attention counts with 32 bits, in one call of
   `axial_attention` and in two, both by flash attention;
 - profile: which kernels a training step of `axial_base` spends its time in, and what of it is attention, and copies;
@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 
-from modeling_axial import AxialConfig, AxialModel, attention, axial_attention
+from modeling_axial import AxialConfig, AxialModel, attention_interfaces, axial_attention
 from modeling_axial.attention import MAX_ACCUMULATED, fold_lines_into_batch, fold_lines_into_heads
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -87,7 +87,7 @@ def by_backend(backend: SDPBackend, *states: torch.Tensor) -> torch.Tensor:
 
 @cache
 def compiled_steps() -> Callable:
-    return torch.compile(attention.eager_attention_forward, dynamic=False)
+    return torch.compile(attention_interfaces.eager_attention_forward, dynamic=False)
 
 
 def by_compiled_steps(*states: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ def by_packed_lines(*states: torch.Tensor) -> torch.Tensor:
 
 
 def by_our_choice(*states: torch.Tensor) -> torch.Tensor:
-    return attention.scaled_dot_product_attention(*states, None, dropout=0.0, is_causal=False, scaling=None)
+    return attention_interfaces.scaled_dot_product_attention(*states, None, dropout=0.0, is_causal=False, scaling=None)
 
 
 KERNELS = {

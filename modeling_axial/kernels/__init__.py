@@ -5,7 +5,7 @@ Not run on a GPU yet, and never the default. Triton is of the extra `kernels`; b
 
 from transformers import AttentionInterface
 
-from ..attention import LINES_AS_HEADS, ZEROS_WITHOUT_KEY
+from ..attention_interfaces import LINES_AS_HEADS, ZEROS_WITHOUT_KEY
 
 try:
     from .packed_lines import packed_attention_forward

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import nn
 
-from ..attention import fused_attention_forward, transforms_are_active
+from ..attention_interfaces import fused_attention_forward, transforms_are_active
 
 TILE = 64  # rows, and so the longest line
 MAX_HEAD_DIM = 128
