@@ -27,7 +27,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,7 +190,7 @@ def schedule(share: float) -> float:
     return (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def learn_in_turns(learners: Iterable[Learner], seconds: float) -> None:
+def learn_in_turns(learners: Sequence[Learner], seconds: float) -> None:
     for turn in range(TURNS):
         for learner in learners:
             learner.train(until=seconds * (turn + 1) / TURNS)
