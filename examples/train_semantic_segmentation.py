@@ -178,7 +178,6 @@ def main() -> None:
     config, data = load_data(arguments, training)
     crop = crop_size(training, config)
     tile = numbers_per_axis(arguments.tile_size, "tile_size", config.num_axes)
-    warp = RandomWarping(config.num_axes, training.augment_turn, training.augment_zoom)
     augment = make_augmentation(training, config.num_axes)
     processor = data.make_processor(config)
     run = TrainingRun(training, run_arguments)
@@ -203,7 +202,6 @@ def main() -> None:
             generator = run.sampler.generator()
             grids = [data.train[number] for number in numbers.tolist()]
             crops = random_crops(grids, crop, processor, generator, *accelerator.share)
-            crops = warp(crops, generator, *accelerator.share)
             batch = augment(crops, generator, *accelerator.share)
             return model(**for_model(batch, accelerator.device)).loss, len(numbers)
 
@@ -333,7 +331,8 @@ def crop_size(training: SegmentationTrainingArguments, config: AxialConfig) -> t
     return crop
 
 
-def make_augmentation(training: SegmentationTrainingArguments, num_axes: int) -> RandomGridChanges:
+def make_augmentation(training: SegmentationTrainingArguments, num_axes: int) -> Callable[..., dict[str, torch.Tensor]]:
+    """Turns and sizes of crops, then all other changes, so that noise stays noise; called as `RandomGridChanges` is."""
     flipped, exchanged = (
         whole_numbers(getattr(training, name), name) for name in ("augment_flip_axes", "augment_exchange_axes")
     )
@@ -343,7 +342,9 @@ def make_augmentation(training: SegmentationTrainingArguments, num_axes: int) ->
             f"augment_exchange_axes={training.augment_exchange_axes}"
         )
     strengths = training.augment_contrast, training.augment_brightness, training.augment_noise
-    return RandomGridChanges(flipped, exchanged, *strengths)
+    warp = RandomWarping(num_axes, training.augment_turn, training.augment_zoom)
+    change = RandomGridChanges(flipped, exchanged, *strengths)
+    return lambda batch, *draws: change(warp(batch, *draws), *draws)
 
 
 if __name__ == "__main__":

@@ -282,6 +282,24 @@ def test_recipes(name, halves, fold):
     assert 0.5 < loss.item() < 2.5
 
 
+def test_crops_are_turned_zoomed_and_then_given_noise():
+    training, config, _ = of_recipe("nuclei2d", 0)
+    training.augment_flip_axes = training.augment_exchange_axes = ""
+    training.augment_contrast = training.augment_brightness = 0.0
+    labels = torch.arange(35).view(1, 5, 7)
+    batch = {"pixel_values": torch.zeros(1, 1, 5, 7), "labels": labels}
+
+    def changed(**strengths):
+        vars(training).update(strengths)
+        return train_semantic_segmentation.make_augmentation(training, 2)(batch, torch.Generator())
+
+    assert torch.equal(changed()["labels"], labels)
+    assert not torch.equal(changed(augment_turn=90.0)["labels"], labels)
+    assert not torch.equal(changed(augment_turn=0.0, augment_zoom=2.0)["labels"], labels)
+    noisy = changed(augment_noise=1.0)["pixel_values"]
+    assert len(noisy.unique()) == noisy.numel()
+
+
 def test_recipe_of_wavelengths():
     """The model sees whole grids of components that have variance 1, with noise on all of their values."""
     training, config, data = of_recipe("indian_pines", 2)
