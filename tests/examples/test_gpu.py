@@ -66,7 +66,9 @@ def test_every_kernel_computes_the_same(benchmark, monkeypatch):
 
 
 def test_ours_is_the_choice_of_the_package(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark.attention, "scaled_dot_product_attention", lambda *states, **options: states)
+    monkeypatch.setattr(
+        benchmark.attention_interfaces, "scaled_dot_product_attention", lambda *states, **options: states
+    )
     assert benchmark.KERNELS["ours"](1, 2, 3) == (1, 2, 3, None)
 
 
