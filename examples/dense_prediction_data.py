@@ -413,7 +413,7 @@ class ForecastSetup:
             if found is None or learnt is None:
                 continue
             cell = abs(learnt[1] - learnt[0]) / max(1, length - 1)
-            if not np.allclose(found, learnt, rtol=0, atol=0.1 * cell):
+            if not np.allclose(found, learnt, rtol=1e-6, atol=0.1 * cell):
                 raise ValueError(
                     f"axis {axis} of the grid of {source} goes from {found[0]:g} to {found[1]:g}, and from "
                     f"{learnt[0]:g} to {learnt[1]:g} in what the model was trained on: bring it to that"

@@ -50,9 +50,7 @@ from video_classification_data import Films  # noqa: E402
 SIDE = 28  # pixels along a side of a picture
 SIZE = {"height": SIDE, "width": SIDE}
 WIDTH, HEADS, LAYERS = 32, 2, 4
-INITIALIZER_RANGE = (
-    0.1  # as in the recipes for small models; with the 0.02 of large ones none learns in so short a time
-)
+INITIALIZER_RANGE = 0.1  # as in recipes of small models: with the 0.02 of large ones none learns in so short a time
 MODELS = ("axial, alternating", "axial, sequential", "ViT", "Swin")
 RATES = (0.0003, 0.001, 0.003, 0.01)
 BATCH, WEIGHT_DECAY, WARM_UP = 16, 0.05, 0.1  # the last one is a share of the time

@@ -389,3 +389,16 @@ def test_a_periodic_axis_is_made_of_whole_patches():
     assert check_grid(config, (7, 9)) == (8, 9)
     with pytest.raises(ValueError, match=r"axis 1 is periodic, so its 10 points must be whole patches; .*=\[2, 3\]"):
         check_grid(config, (8, 10))
+
+
+def test_the_rounding_of_coordinates_is_no_other_place(tmp_path):
+    """Of an axis of one cell, too, where no step tells how much is little."""
+    fields = read_fields(written(monthly().isel(latitude=[3]), tmp_path / "a.nc"), 2)
+    (latitude, _), longitudes = fields.ends
+    for factor, is_same in ((1 + 1e-8, True), (1.01, False)):
+        setup = ForecastSetup(2, 1, False, fields.channel_names, ends=((latitude * factor,) * 2, longitudes))
+        if is_same:
+            setup.check(fields, "a.nc")
+        else:
+            with pytest.raises(ValueError, match="axis 0 of the grid of a.nc"):
+                setup.check(fields, "a.nc")
