@@ -204,6 +204,7 @@ print("offline")
 """
 
 
+@pytest.mark.audit
 @pytest.mark.slow
 def test_strangers_open_pinned_revisions_then_offline(hub, run_python, tmp_path):
     environment = hub.server.environment(tmp_path)

@@ -125,6 +125,7 @@ def test_root_holds_what_the_code_would_write(tmp_path):
     assert (ROOT / "model.safetensors").stat().st_size <= 2 * 1024**2
 
 
+@pytest.mark.audit
 @pytest.mark.slow
 def test_generator_opens_elsewhere_and_is_as_good_as_its_card_says(run_python):
     card = ModelCard.load(GENERATOR / "README.md")

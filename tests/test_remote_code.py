@@ -290,7 +290,7 @@ PROCESSORS = {
 }
 
 
-@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.parametrize("kind", ["grid", pytest.param("video", marks=pytest.mark.audit)])
 def test_processors_of_grids_open_and_are_saved_again(kind, run_python, tmp_path):
     code = """
 import sys
@@ -382,6 +382,7 @@ fork_ranks(save, sys.argv[1:], folder=os.getcwd(), world_size=2)
 """
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 def test_model_split_by_fsdp2_saves_its_own_code(head_checkpoint, run_python, tmp_path):
     folder, tensors = head_checkpoint

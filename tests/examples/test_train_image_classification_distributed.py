@@ -95,6 +95,7 @@ def test_two_processes_take_the_steps_of_one(inputs, tmp_path):
         assert two == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.audit
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_the_learning_rate_depends_on_the_step_and_not_on_the_number_of_processes(unbroken):

@@ -50,6 +50,7 @@ def test_without_npm_the_error_says_what_to_do(tmp_path, monkeypatch):
         build_page.fetch_runtime(tmp_path)
 
 
+@pytest.mark.audit
 @pytest.mark.slow
 def test_the_page_is_built(package, exported, tmp_path):
     folder = tmp_path / "web"
