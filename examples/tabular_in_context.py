@@ -54,6 +54,24 @@ def standardise(features: torch.Tensor, num_labelled: int) -> torch.Tensor:
     return 3 * torch.asinh((features - mean) / scale / 3)
 
 
+def normal_ranks(features: torch.Tensor, num_labelled: int) -> torch.Tensor:
+    """
+    (tables, rows, features) as quantiles of the normal distribution, which no growing function of a feature changes.
+
+    Of n labelled rows, two at least, which stand first, a value becomes Φ⁻¹((below + equal / 2) / n), by the numbers of
+    those that are below it and equal to it. What lies between two of them is interpolated, and what lies beyond all is
+    as the last.
+    """
+    columns = features.mT.contiguous()
+    known = columns[..., :num_labelled].sort(-1).values
+    below, up_to = (torch.searchsorted(known, known, right=right) for right in (False, True))
+    quantiles = torch.special.ndtri((below + up_to).to(features.dtype) / (2 * num_labelled))
+    after = torch.searchsorted(known, columns, right=True).clamp(1, num_labelled - 1)
+    low, high = known.gather(-1, after - 1), known.gather(-1, after)
+    share = ((columns - low) / (high - low)).nan_to_num(0.0).clamp(0, 1)
+    return torch.lerp(quantiles.gather(-1, after - 1), quantiles.gather(-1, after), share).mT
+
+
 def ridge_scores(values: torch.Tensor, targets: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
     """
     Kernel ridge regression on the classes: (tables, rows, features) and the targets of the labelled rows, which stand
@@ -204,7 +222,8 @@ def load_model(checkpoint: str) -> AxialForTableClassification:
 class TableClassifier(ClassifierMixin, BaseEstimator):
     """
     The model as an estimator of scikit-learn: `fit` stores the rows, `predict_proba` is one forward pass (of as many
-    new rows at a time as fit into memory, which know nothing of each other).
+    new rows at a time as fit into memory, which know nothing of each other). In it the model reads the table twice, as
+    it is and in `normal_ranks`, and the logarithms of what it finds are averaged.
 
     Args:
         checkpoint: folder of an `AxialForTableClassification`. Default: that of this repository.
@@ -241,13 +260,16 @@ class TableClassifier(ClassifierMixin, BaseEstimator):
         varying = np.ptp(self.rows_, axis=0) > 0  # the others say nothing
         labelled, labels = torch.tensor(self.rows_[:, varying])[None], torch.tensor(self.labels_)[None]
         rows = torch.tensor(X[:, varying])[None]
-        at_a_time = max(1, MAX_CELLS // ((labelled.shape[2] + 1) * len(self.classes_)) - labelled.shape[1])
+        at_a_time = max(1, MAX_CELLS // (2 * (labelled.shape[2] + 1) * len(self.classes_)) - labelled.shape[1])
         with torch.inference_mode():
-            logits = [
-                self.model_(torch.cat([labelled, part], 1), labels, len(self.classes_)).logits[0]
-                for part in rows.split(at_a_time, dim=1)
-            ]
+            logits = [self._logits(torch.cat([labelled, part], 1), labels) for part in rows.split(at_a_time, dim=1)]
         return torch.cat(logits).softmax(-1).numpy()
+
+    def _logits(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(1, rows, features), the labelled ones first -> (other rows, classes)."""
+        views = torch.cat([features, normal_ranks(features, labels.shape[1])])
+        found = self.model_(views, labels.expand(2, -1), len(self.classes_)).logits
+        return found.log_softmax(-1).mean(0)
 
     def predict(self, X) -> np.ndarray:
         probabilities = self.predict_proba(X)

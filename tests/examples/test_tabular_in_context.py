@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from scipy.stats import norm, rankdata
 from sklearn.datasets import load_iris, load_wine
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
@@ -17,6 +18,7 @@ from examples.tabular_in_context import (
     NUM_CHANNELS,
     AxialForTableClassification,
     TableClassifier,
+    normal_ranks,
     ridge_scores,
     standardise,
     table_channels,
@@ -125,6 +127,25 @@ def test_standardised_by_the_labelled_rows():
     values = standardise(features, 2)
     assert torch.allclose(values[0, :2, 0], 3 * torch.tensor([-1.0, 1.0]).double().div(3).asinh())
     assert values[0, 3] == 0 and 15 < values[0, 2] < 25
+
+
+def test_normal_ranks_are_those_of_numpy_and_scipy():
+    """With values that are equal, that lie between those of the labelled rows, and beyond them."""
+    features = torch.randint(-4, 5, (2, 40, 3), generator=torch.Generator().manual_seed(0)).double()
+    features[:, 11:] *= 1.3
+    features[1, :11, 2] = 1.0
+    found = normal_ranks(features, 11)
+    for table, ranks in zip(features.numpy(), found.numpy(), strict=True):
+        for column, expected in zip(table.T, ranks.T, strict=True):
+            quantiles = norm.ppf((rankdata(column[:11]) - 0.5) / 11)
+            known, first = np.unique(column[:11], return_index=True)
+            np.testing.assert_allclose(expected, np.interp(column, known, quantiles[first]), rtol=0, atol=1e-14)
+
+
+def test_ranks_do_not_change_with_a_growing_function_of_known_values(table):
+    features = table[0]
+    expected, found = normal_ranks(features, 18), normal_ranks(features**3, 18)
+    assert expected.std() > 0.5 and torch.equal(found, expected)
 
 
 def test_ridge_scores_are_those_of_scikit_learn(table):
@@ -238,6 +259,19 @@ def test_names_of_classes_and_order_of_everything(checkpoint):
     np.testing.assert_allclose(shuffled.predict_proba(others[:, columns]), expected[:, [1, 2, 0]], rtol=0, atol=1e-9)
     predicted = TableClassifier(checkpoint).fit(given, names[known]).predict(others)
     assert predicted.tolist() == names[expected.argmax(1)].tolist()
+
+
+def test_two_views_are_averaged(checkpoint, model):
+    features, labels = load_iris(return_X_y=True)
+    classifier = TableClassifier(checkpoint).fit(features[::7], labels[::7])
+    rows = torch.from_numpy(np.concatenate([features[::7], features]))
+    views = [
+        logits(model, view, torch.from_numpy(labels[None, ::7])) for view in (rows[None], normal_ranks(rows[None], 22))
+    ]
+    product = (views[0].softmax(-1) * views[1].softmax(-1)).sqrt()[0]
+    assert not torch.allclose(*views, atol=0.1)
+    expected = product / product.sum(-1, keepdim=True)
+    np.testing.assert_allclose(classifier.predict_proba(features), expected.numpy(), rtol=0, atol=1e-12)
 
 
 def test_new_rows_at_a_time_do_not_matter(checkpoint, monkeypatch):
