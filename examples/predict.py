@@ -39,7 +39,7 @@ from segmentation_data import (
 )
 from segmentation_report import class_colours
 from segmentation_scores import predict
-from tiles import numbers_per_axis
+from tiles import axis_numbers, numbers_per_axis
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from video_classification_data import count_frames, read_frames
@@ -60,6 +60,7 @@ class Job:
     device: torch.device
     tile_size: str | None
     tiles_at_once: int
+    mirror_axes: str
     rollout: int
 
 
@@ -67,6 +68,7 @@ def segment(job: Job, files: Sequence[Path]) -> None:
     """Writes the class of each pixel of each file; `semantic_loss_ignore_index` where an array has no numbers."""
     num_axes, num_labels = job.model.config.num_axes, job.model.config.num_labels
     tile = numbers_per_axis(job.tile_size, "tile_size", num_axes)
+    mirrored = axis_numbers(job.mirror_axes, "mirror_axes", num_axes)
     for file in tqdm(files, unit="file", disable=len(files) == 1 or None):
         stem, suffix = stem_and_suffix(file)
         geometry = None
@@ -78,7 +80,9 @@ def segment(job: Job, files: Sequence[Path]) -> None:
             if geometry is not None:
                 check_orientation(job.checkpoint, geometry, file)
             values = pixels_first(values, num_axes, job.processor.num_channels, file)
-        labels = predict(job.model, values, job.processor, job.device, tile, job.tiles_at_once, len(files) == 1)
+        labels = predict(
+            job.model, values, job.processor, job.device, tile, job.tiles_at_once, mirrored, len(files) == 1
+        )
         labels = labels.numpy().astype(np.min_scalar_type(num_labels - 1))
         if (missing := missing_pixels(values)).any():
             ignored = job.model.config.semantic_loss_ignore_index
@@ -229,6 +233,11 @@ def main() -> None:
         "--tile_size", help="See tiles of so many pixels, whole patches: one number, or one for each axis, with commas."
     )
     add("--tiles_at_once", type=int, default=1, help="Show the model so many tiles together. Default: 1.")
+    add(
+        "--mirror_axes",
+        default="",
+        help="Take the mean over the mirror images along these axes, with commas between: twice the work for each.",
+    )
     add("--rollout", type=int, default=1, help="Make so many forecasts in a row, each from the one before. Default: 1.")
     add("--device", help="Compute there. Default: an accelerator if there is one.")
     arguments = parser.parse_args()
@@ -264,13 +273,15 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, list[Path]]:
     does = PREDICTORS[architecture]
     if arguments.tile_size is not None and does is not segment:
         raise ValueError(f"tile_size is for models that give each pixel a class, not for {architecture}")
+    if arguments.mirror_axes and does is not segment:
+        raise ValueError(f"mirror_axes is for models that give each pixel a class, not for {architecture}")
     if arguments.rollout > 1 and does is not forecast:
         raise ValueError(f"rollout is for forecasts, not for {architecture}")
     device = arguments.device or PartialState().device
     model = getattr(modeling_axial, architecture).from_pretrained(arguments.checkpoint).eval().to(device)
     processor = AutoImageProcessor.from_pretrained(arguments.checkpoint)
     output_dir.mkdir(parents=True, exist_ok=True)
-    options = arguments.tile_size, arguments.tiles_at_once, arguments.rollout
+    options = arguments.tile_size, arguments.tiles_at_once, arguments.mirror_axes, arguments.rollout
     return Job(arguments.checkpoint, model, processor, output_dir, torch.device(device), *options), files
 
 

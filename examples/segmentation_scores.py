@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mirrors import MirrorMean
 from segmentation_data import LabelledGrid, Processor, as_batch, for_model
 from tiles import predict_in_tiles
 from torch import nn
@@ -24,13 +25,15 @@ def predict(
     device: torch.device,
     tile: Sequence[int] | None = None,
     tiles_at_once: int = 1,
+    mirror_axes: Sequence[int] = (),
     progress: bool = False,
 ) -> torch.Tensor:
     """
     The likeliest class of each pixel, (*pixels) int64, of a grid (C, *pixels): of the whole at once, or of tiles that
-    overlap by a quarter, as `predict_in_tiles` puts them together. The model is put into its evaluation mode.
+    overlap by a quarter, as `predict_in_tiles` puts them together; in the mean over the mirror images along
+    `mirror_axes`. The model is put into its evaluation mode.
     """
-    model.eval()
+    model = MirrorMean(model, mirror_axes).eval() if mirror_axes else model.eval()
     batch = for_model(as_batch(processor, [values]), device)
     if tile is None:
         outputs = model(**batch)

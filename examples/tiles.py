@@ -28,6 +28,14 @@ def numbers_per_axis(text: str | None, name: str, num_axes: int) -> tuple[int, .
     return sides * num_axes if len(sides) == 1 else sides
 
 
+def axis_numbers(text: str, name: str, num_axes: int) -> tuple[int, ...]:
+    """`0,2` as (0, 2); `ValueError` for an axis that a model of `num_axes` has not, or that is given twice."""
+    axes = whole_numbers(text, name)
+    if max(axes, default=0) >= num_axes or len(set(axes)) < len(axes):
+        raise ValueError(f"{name} must be different axes of the model, 0 to {num_axes - 1}, got {text!r}")
+    return axes
+
+
 def positions_of_parts(
     config: AxialConfig, starts: torch.Tensor, length: Sequence[int], whole: Sequence[int]
 ) -> dict[str, list]:

@@ -47,7 +47,7 @@ from image_classification_scores import Scores, evaluate
 from resized_model import check_whole_patches, resized
 from results import OURS, write_results
 from run_in_words import opening_lines
-from tiles import numbers_per_axis, whole_numbers
+from tiles import axis_numbers, numbers_per_axis
 from torch.utils.data import Dataset
 from training_run import (
     RunArguments,
@@ -276,11 +276,7 @@ def make_augmentation(training: ClassificationTrainingArguments) -> Callable[...
         training.augment_shift, training.augment_rotation, training.augment_scale, training.augment_shear
     )
     crop = RandomResizedCrop(training.augment_crop)
-    axes = whole_numbers(training.augment_flip_axes, "augment_flip_axes")
-    if max(axes, default=0) > 1:
-        raise ValueError(
-            f"augment_flip_axes must be 0 (top to bottom), 1 (left to right) or both, got {training.augment_flip_axes}"
-        )
+    axes = axis_numbers(training.augment_flip_axes, "augment_flip_axes", num_axes=2)
     flips = RandomGridChanges(axes)
 
     def augment(pixel_values: torch.Tensor, *draws) -> torch.Tensor:

@@ -35,7 +35,7 @@ from segmentation_peer import NETWORKS, make_peer
 from segmentation_report import SegmentationData, draw_predictions, loading_lines, score_lines, write_model_card
 from segmentation_samples import BUILT_IN, IndianPines
 from segmentation_scores import PixelClassifier, Scores, nearest_labels, otsu_map, predict, score_all
-from tiles import numbers_per_axis, whole_numbers
+from tiles import axis_numbers, numbers_per_axis
 from training_run import (
     RunArguments,
     TrainingArguments,
@@ -100,6 +100,11 @@ class DataArguments:
         "Measure on overlapping tiles of this size, per_device_eval_batch_size at a time, where grids are too large to "
         "be seen at once. Give one number, or one for each axis with commas between.",
         "evaluation",
+    )
+    mirror_axes: str = described(
+        "",
+        "Measure on the mean over the mirror images along these axes, with commas between, such as training flips: "
+        "twice the work for each.",
     )
     peer: Literal["unet", "highresnet"] | None = described(
         None,
@@ -178,6 +183,7 @@ def main() -> None:
     config, data = load_data(arguments, training)
     crop = crop_size(training, config)
     tile = numbers_per_axis(arguments.tile_size, "tile_size", config.num_axes)
+    mirrored = axis_numbers(arguments.mirror_axes, "mirror_axes", config.num_axes)
     augment = make_augmentation(training, config.num_axes)
     processor = data.make_processor(config)
     run = TrainingRun(training, run_arguments)
@@ -187,7 +193,7 @@ def main() -> None:
 
     def map_by(model: torch.nn.Module) -> Callable[[LabelledGrid], torch.Tensor]:
         return lambda grid: predict(
-            model, grid.values, processor, accelerator.device, tile, run_arguments.per_device_eval_batch_size
+            model, grid.values, processor, accelerator.device, tile, run_arguments.per_device_eval_batch_size, mirrored
         )
 
     def score(map_of: Callable[[LabelledGrid], torch.Tensor], grids: Sequence[LabelledGrid]) -> Scores:
@@ -258,7 +264,8 @@ def main() -> None:
         "Train a segmentation model",
         ["predictions.png"],
         loading_lines(run_arguments.output_dir),
-        "examples/predict.py {folder} FILES --output_dir predictions",
+        "examples/predict.py {folder} FILES --output_dir predictions"
+        + (f" --mirror_axes {arguments.mirror_axes}" if mirrored else ""),
     )
 
 
@@ -334,13 +341,8 @@ def crop_size(training: SegmentationTrainingArguments, config: AxialConfig) -> t
 def make_augmentation(training: SegmentationTrainingArguments, num_axes: int) -> Callable[..., dict[str, torch.Tensor]]:
     """Turns and sizes of crops, then all other changes, so that noise stays noise; called as `RandomGridChanges` is."""
     flipped, exchanged = (
-        whole_numbers(getattr(training, name), name) for name in ("augment_flip_axes", "augment_exchange_axes")
+        axis_numbers(getattr(training, name), name, num_axes) for name in ("augment_flip_axes", "augment_exchange_axes")
     )
-    if max((*flipped, *exchanged), default=0) >= num_axes:
-        raise ValueError(
-            f"the model has the axes 0 to {num_axes - 1}, got augment_flip_axes={training.augment_flip_axes} and "
-            f"augment_exchange_axes={training.augment_exchange_axes}"
-        )
     strengths = training.augment_contrast, training.augment_brightness, training.augment_noise
     warp = RandomWarping(num_axes, training.augment_turn, training.augment_zoom)
     change = RandomGridChanges(flipped, exchanged, *strengths)

@@ -85,6 +85,17 @@ def test_volumes(tmp_path, predict, suffix, options):
     assert np.array_equal(labels, expected) and len(np.unique(labels)) > 1 and labels.dtype == np.uint8
 
 
+def test_means_over_mirror_images(tmp_path, predict):
+    processor = AxialGridProcessor(patch_size=[2, 3])
+    model = save(tmp_path / "model", AxialForSemanticSegmentation, processor, [4, 6], [2, 3])
+    values = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    labels = np.load(predict(tmp_path / "model", tmp_path / "a.npy", "--mirror_axes=1") / "a.npy")
+    pixel_values = torch.from_numpy(values)[None, None]
+    one, other = model(pixel_values).logits, model(pixel_values.flip(3)).logits.flip(3)
+    assert np.array_equal(labels, (one + other).argmax(1)[0]) and not np.array_equal(labels, one.argmax(1)[0])
+
+
 def test_volumes_that_lie_otherwise_are_refused(tmp_path, predict):
     options = {"image_size": [4, 6, 5], "patch_size": [1, 2, 1]}
     save(tmp_path / "model", AxialForSemanticSegmentation, AxialGridProcessor(patch_size=[1, 2, 1]), **options)
@@ -346,6 +357,7 @@ def segmenter(tmp_path_factory):
         (["volume.npy"], [], r"volume.npy has shape \(4, 6, 8\); the model takes 2 axes, and 1 channels"),
         (["a.npy"], ["--tile_size=3"], r"a tile must be whole patches of \(2, 2\) pixels"),
         (["a.npy"], ["--tile_size=a"], "tile_size must be whole numbers with commas between, got 'a'"),
+        (["a.npy"], ["--mirror_axes=2"], "mirror_axes must be different axes of the model, 0 to 1, got '2'"),
         (["a.npy"], ["--rollout=2"], "rollout is for forecasts, not for AxialForSemanticSegmentation"),
         (["a.npy"], ["--tiles_at_once=0"], "must be at least 1"),
     ],

@@ -257,7 +257,7 @@ def test_pictures_are_cropped_and_mirrored():
 
 
 @pytest.mark.parametrize(
-    "axes, message", [("2", "must be 0 .* 1 .* or both, got 2"), ("1,1", "different"), ("x", "'x'")]
+    "axes, message", [("2", "of the model, 0 to 1, got '2'"), ("1,1", "must be different axes"), ("x", "'x'")]
 )
 def test_axes_that_pictures_have_not_are_refused(axes, message):
     with pytest.raises(ValueError, match=message):
