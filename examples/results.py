@@ -89,6 +89,7 @@ TASKS = (
     Task("air temperature, next year: RMSE in K", FORECAST, "air_temperature", "rmse", False, UNET),
     Task("which film, later in time: mean accuracy", CLIPS, "films", "mean accuracy", True, TIMESFORMER),
     Task("tables in context, 10 labelled rows: accuracy", IN_CONTEXT, "tables", "accuracy mean n=10", True),
+    Task("tables in context, 30 labelled rows: accuracy", IN_CONTEXT, "tables", "accuracy mean n=30", True),
 )
 
 
@@ -144,7 +145,8 @@ def table(results: Path, before: str = "", tasks: Sequence[Task] = TASKS) -> str
         if runs:
             lines.append(line_of(task, runs))
         else:
-            lines += [line for line in before.splitlines() if line.endswith(f"| {task.told_command} |")]
+            first, last = f"| {task.title} |", f"| {task.told_command} |"
+            lines += [line for line in before.splitlines() if line.startswith(first) and line.endswith(last)]
     return f"""Made by `python examples/results.py` on {", ".join(sorted(hardware))}.
 
 Means over the seeds, in brackets the smallest and the largest. Parameters and CPU seconds, evaluations included, are

@@ -56,6 +56,14 @@ def test_lines_of_tasks_that_are_not_here_stay(tmp_path):
     assert table(tmp_path / "here", before, [IOU]).splitlines()[-1].startswith("| nuclei | 0.125 |")
 
 
+def test_two_scores_of_one_run_have_a_line_each(tmp_path):
+    write(IOU.folder(tmp_path, 0), 0.5, 0.4, 0.3)
+    both = [IOU, replace(IOU, title="nuclei again")]
+    text = table(tmp_path, tasks=both)
+    assert [line[:15] for line in text.splitlines()[-2:]] == ["| nuclei | 0.50", "| nuclei again "]
+    assert table(tmp_path / "nothing", text, both).splitlines()[1:] == text.splitlines()[1:]
+
+
 def test_mean_and_range():
     assert mean_and_range([0.5]) == "0.500"
     assert mean_and_range([1.0, 2.0, 4.0], digits=1) == "2.3 (1.0 to 4.0)"
@@ -75,9 +83,9 @@ def test_what_has_been_run_is_not_run_again(tmp_path, monkeypatch):
     assert len(commands) == 1
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.recipe} {' '.join(task.options)}")
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
 def test_tasks_are_there(task):
     """Of each its script and recipe, and its line in the table that is committed."""
     assert (ROOT / task.command[1]).is_file() and (ROOT / task.command[2]).is_file()
     assert f"`{' '.join(task.command)}`" in (ROOT / "examples" / "results.md").read_text(encoding="utf-8")
-    assert len({one.folder(ROOT, 0) for one in TASKS}) == len(TASKS)
+    assert len({(one.folder(ROOT, 0), one.score) for one in TASKS}) == len(TASKS)
