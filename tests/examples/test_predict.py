@@ -380,6 +380,15 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
         runpy.run_path(str(ROOT / "examples" / "predict.py"), run_name="__main__")
 
 
+@pytest.mark.parametrize("option", ["tile_size", "mirror_axes"])
+def test_options_of_classes_of_pixels_alone(tmp_path, predict, option):
+    processor = AxialGridProcessor(patch_size=[2, 2])
+    save(tmp_path / "model", AxialForImageClassification, processor, [4, 6], 2)
+    np.save(tmp_path / "a.npy", np.zeros((4, 6)))
+    with pytest.raises(ValueError, match=f"{option} is for models that give each pixel a class, not for AxialForImage"):
+        predict(tmp_path / "model", tmp_path / "a.npy", f"--{option}=0")
+
+
 def test_other_models_are_named(tmp_path, monkeypatch):
     processor = AxialGridProcessor(patch_size=[2, 2])
     save(tmp_path / "masked", AxialForMaskedImageModeling, processor, [4, 6], 2)
