@@ -104,13 +104,18 @@ def write_model_card(
     data: SegmentationData,
     scores: dict[str, Scores],
     num_axes: int,
+    mirror_axes: Sequence[int],
     hub_model_id: str | None,
 ) -> None:
     """
-    Writes `README.md`: what the model was trained on, what it was measured on and the IoU there, beside those of
-    `scores`, and the lines that use it.
+    Writes `README.md`: what the model was trained on, what it was measured on, along which axes in the mean over mirror
+    images, and the IoU there, beside those of `scores`, and the lines that use it.
     """
     name = hub_model_id or printable(output_dir.resolve().name)
+    mirrors = ""
+    if mirror_axes:
+        listed = ",".join(map(str, mirror_axes))
+        mirrors = f", in the mean over its mirror images\n  (`examples/predict.py --mirror_axes {listed}`)"
     result = EvalResult(
         task_type="image-segmentation",
         dataset_type=data.hub_id,
@@ -140,7 +145,7 @@ def write_model_card(
 Gives each pixel of a grid with {num_axes} axes one of {len(data.label_names)} classes.
 
 - Trained by `examples/train_semantic_segmentation.py` on {data.trained_on}.
-- Measured on {data.measured_on}.
+- Measured on {data.measured_on}{mirrors}.
 
 Accuracy is the share of the pixels whose class is right; the other numbers are intersections over unions:
 

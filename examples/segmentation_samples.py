@@ -90,9 +90,9 @@ class BrainTissue:
     Tissue of the brain, 145 x 181 x 155 voxels of 1 mm: the T1-weighted mean of 152 heads without their skulls (ICBM
     2009a, symmetric; Fonov et al. 2011) in the package nilearn, and of its maps of grey and white matter the likelier
     one, or neither. The template is its own mirror image from left to right, so that these sides would tell all of each
-    other: it is cut into a back and a front half instead, one to learn from, the other to measure on, with `gap` voxels
-    between that belong to none. With a `validation_share`, that one is left alone, and the foremost slices of the first
-    are measured on, likewise behind a gap.
+    other: it is cut from back to front instead, with slices between that belong to none, into two halves (folds 0 and
+    1) or four quarters (2 and 3), every other one to learn from, the others to measure on. With a `validation_share`,
+    those are left alone, and the foremost slices of each of the first are measured on, likewise behind a gap.
 
     Raises:
         `ModuleNotFoundError`: without nilearn, or without nibabel.
@@ -102,7 +102,10 @@ class BrainTissue:
     hub_id, license, notes, orientation = "nilearn", "other", (), None
     label_names = ("background", "cerebrospinal fluid", "grey matter", "white matter")
     what_is_taken, pixels_of_shape, num_channels = "An array without channels", "[-3:]", 1
-    num_folds, gap = 2, 13  # which leaves 84 slices on either side, whole patches, so that no cut is padded
+    num_folds = 4
+    # Gaps that leave 84 and 40 slices, whole patches, so that no cut is padded.
+    halves = ("the back half", "the front half"), 13
+    quarters = tuple(f"the {which} quarter from the back" for which in ("first", "second", "third", "fourth")), 7
     sha256 = {
         "t1": "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
         "gm": "97a5ca69bd24db37a9cb7b32525e1733a209af904129bf1cd36da06d24243bed",
@@ -120,13 +123,17 @@ class BrainTissue:
         grey, white = grey.astype(np.int16), white.astype(np.int16)  # 255 is a probability of 1
         tissue = np.stack([255 - grey - white, grey, white]).argmax(0) + 1
         whole = LabelledGrid("", head[None], np.where(head > 0, tissue, 0).astype(np.uint8))
-        back, front = self._parts(whole, 0.5, ("the back half", "the front half"))
-        train, held_out = (front, back) if fold else (back, front)
+        names, gap = self.halves if fold < 2 else self.quarters
+        length = (whole.labels.shape[1] - gap * (len(names) - 1)) // len(names)
+        slabs = [slices_of(whole, name, at * (length + gap), length) for at, name in enumerate(names)]
+        self.train, self.held_out = slabs[fold % 2 :: 2], slabs[1 - fold % 2 :: 2]
         if validation_share > 0:
-            names = f"the hind slices of {train.name}", f"the foremost slices of {train.name}"
-            train, held_out = self._parts(train, 1 - validation_share, names)
-        self.train, self.held_out = [train], [held_out]
-        self.trained_on, self.measured_on = (f"{grid.name} of the brain in nilearn" for grid in (train, held_out))
+            apart = [foremost_slices_apart(slab, validation_share, gap) for slab in self.train]
+            self.train, self.held_out = map(list, zip(*apart, strict=True))
+        self.trained_on, self.measured_on = (
+            f"{' and '.join(grid.name for grid in grids)} of the brain in nilearn"
+            for grids in (self.train, self.held_out)
+        )
         self.name = self.measured_on
 
     @classmethod
@@ -134,17 +141,24 @@ class BrainTissue:
         """`t1`, or the probabilities of grey (`gm`) or white (`wm`) matter, 255 for 1."""
         return NILEARN.file(f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz", cls.sha256[kind])
 
-    def _parts(self, grid: LabelledGrid, share: float, names: tuple[str, str]) -> list[LabelledGrid]:
-        """The first `share` of the slices from back to front, and the others, without the gap between."""
-        slices = grid.labels.shape[1] - self.gap
-        first = min(max(1, round(slices * share)), slices - 1)
-        return [
-            LabelledGrid(name, grid.values[:, :, part], grid.labels[:, part])
-            for name, part in zip(names, (slice(first), slice(first + self.gap, None)), strict=True)
-        ]
-
     def make_processor(self, config: AxialConfig) -> AxialGridProcessor:
         return fitted_processor(self.train, config)
+
+
+def slices_of(grid: LabelledGrid, name: str, first: int, count: int) -> LabelledGrid:
+    """`count` of the slices of a volume along its second axis, from `first` on."""
+    part = slice(first, first + count)
+    return LabelledGrid(name, grid.values[:, :, part], grid.labels[:, part])
+
+
+def foremost_slices_apart(grid: LabelledGrid, share: float, gap: int) -> tuple[LabelledGrid, LabelledGrid]:
+    """A volume cut in two, `gap` slices left out: a `share` of the others in front, and one at least in each part."""
+    slices = grid.labels.shape[1] - gap
+    first = min(max(1, round(slices * (1 - share))), slices - 1)
+    return (
+        slices_of(grid, f"the hind slices of {grid.name}", 0, first),
+        slices_of(grid, f"the foremost slices of {grid.name}", first + gap, slices - first),
+    )
 
 
 class IndianPines:

@@ -139,8 +139,9 @@ class DataArguments:
 class SegmentationTrainingArguments(TrainingArguments):
     fold: int = described(
         0,
-        "Of the nuclei, learn from the left half (0) or the right one (1); of the brain, from the back half or the "
-        "front one; of the crops, from this draw of blocks, 0 to 4.",
+        "Of the nuclei, learn from the left half (0) or the right one (1); of the brain, from the back half (0), the "
+        "front one (1), or, of four quarters from the back, from the first and the third (2) or the others (3); of the "
+        "crops, from this draw of blocks, 0 to 4.",
         "evaluation",
     )
     validation_share: float = described(
@@ -259,7 +260,7 @@ def main() -> None:
             config.num_labels,
             config.semantic_loss_ignore_index,
         )
-        write_model_card(output_dir, data, scores, config.num_axes, run_arguments.hub_model_id)
+        write_model_card(output_dir, data, scores, config.num_axes, mirrored, run_arguments.hub_model_id)
     run.finish(
         "Train a segmentation model",
         ["predictions.png"],

@@ -83,7 +83,7 @@ def test_model_card(tmp_path, name):
     )
     (tmp_path / name).mkdir()
     scores = {OURS: Scores(0.75, torch.tensor([0.5, 0.25])), "another": Scores(0.5, torch.tensor([0.125, 1.0]))}
-    write_model_card(tmp_path / name, data, scores, 3, None)
+    write_model_card(tmp_path / name, data, scores, 3, (), None)
     card = ModelCard.load(tmp_path / name / "README.md")
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("cells, and others", "mean_iou", 0.375)
@@ -95,3 +95,6 @@ def test_model_card(tmp_path, name):
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     opened = [ast.literal_eval(call.args[0]) for call in calls if getattr(call.func, "attr", "") == "from_pretrained"]
     assert opened == [name, name] and loading_lines(name) in code and "grid.shape[:2]" in code
+    write_model_card(tmp_path / name, data, scores, 3, (0, 2), None)
+    mirrored = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+    assert "few cells, in the mean over its mirror images\n  (`examples/predict.py --mirror_axes 0,2`).\n" in mirrored

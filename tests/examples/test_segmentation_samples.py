@@ -81,36 +81,43 @@ def brain():
     return values[tuple(slice(found[0], found[-1] + 1) for found in sides)]
 
 
-def test_the_brain_is_cut_where_its_parts_share_nothing(brain):
-    """From back to front, with a gap: from left to right it is its own mirror image."""
+QUARTERS = [f"the {which} quarter from the back" for which in ("first", "second", "third", "fourth")]
+
+
+@pytest.mark.parametrize(
+    ("first_fold", "names", "starts", "length"),
+    [(0, ["the back half", "the front half"], [0, 97], 84), (2, QUARTERS, [0, 47, 94, 141], 40)],
+)
+def test_the_brain_is_cut_where_its_parts_share_nothing(brain, first_fold, names, starts, length):
+    """From back to front, with gaps: from left to right it is its own mirror image."""
     assert brain.shape == (145, 181, 155) and np.array_equal(brain, brain[::-1])
-    folds = [BrainTissue(VOLUMES, fold) for fold in (0, 1)]
-    (back,), (front,) = folds[0].train, folds[0].held_out
-    assert np.array_equal(folds[1].train[0].values, front.values)
-    assert np.array_equal(folds[1].held_out[0].labels, back.labels)
-    assert (folds[0].trained_on, folds[0].measured_on) == (
-        "the back half of the brain in nilearn",
-        "the front half of the brain in nilearn",
-    )
-    assert back.labels.shape[1] == front.labels.shape[1] == 84  # 13 of 181 belong to none
-    assert np.array_equal(back.values[0], brain[:, :84]) and np.array_equal(front.values[0], brain[:, -84:])
-    for grid in (back, front):
-        assert np.array_equal(grid.labels > 0, grid.values[0] > 0) and set(np.unique(grid.labels)) == {0, 1, 2, 3}
-        medians = [np.median(grid.values[0][grid.labels == tissue]) for tissue in (1, 2, 3)]
+    one, other = (BrainTissue(VOLUMES, first_fold + more) for more in (0, 1))
+    slabs = [grid for pair in zip(one.train, one.held_out, strict=True) for grid in pair]
+    assert [slab.name for slab in slabs] == names
+    for slab, start in zip(slabs, starts, strict=True):
+        assert np.array_equal(slab.values[0], brain[:, start : start + length])
+        assert np.array_equal(slab.labels > 0, slab.values[0] > 0) and set(np.unique(slab.labels)) == {0, 1, 2, 3}
+        medians = [np.median(slab.values[0][slab.labels == tissue]) for tissue in (1, 2, 3)]
         assert medians == sorted(medians)  # water is dark, and the fat of white matter bright
+    for learnt, measured in ((one.train, other.held_out), (one.held_out, other.train)):
+        for grid, same in zip(learnt, measured, strict=True):
+            assert np.array_equal(grid.values, same.values) and np.array_equal(grid.labels, same.labels)
+    assert one.trained_on == f"{' and '.join(names[::2])} of the brain in nilearn" == other.measured_on
+    assert one.measured_on == f"{' and '.join(names[1::2])} of the brain in nilearn" == other.trained_on
 
 
-@pytest.mark.parametrize("fold", [0, 1])
-def test_settings_are_chosen_on_slices_of_the_half_to_learn_from(fold):
-    (half,), chosen = BrainTissue(VOLUMES, fold).train, BrainTissue(VOLUMES, fold, validation_share=0.4)
-    (train,), (held_out,) = chosen.train, chosen.held_out
-    slices = half.labels.shape[1] - 13
-    assert train.labels.shape[1] == round(0.6 * slices) and held_out.labels.shape[1] == slices - round(0.6 * slices)
-    assert np.array_equal(train.values, half.values[:, :, : train.labels.shape[1]])
-    assert np.array_equal(held_out.labels, half.labels[:, -held_out.labels.shape[1] :])
-    assert chosen.measured_on == f"the foremost slices of the {('back', 'front')[fold]} half of the brain in nilearn"
-    for share, count in ((1e-9, slices - 1), (1 - 1e-9, 1)):  # at least one slice in each
-        assert BrainTissue(VOLUMES, fold, share).train[0].labels.shape[1] == count
+@pytest.mark.parametrize(("fold", "gap"), [(0, 13), (1, 13), (2, 7), (3, 7)])
+def test_settings_are_chosen_on_slices_of_what_is_to_learn_from(fold, gap):
+    whole, chosen = BrainTissue(VOLUMES, fold), BrainTissue(VOLUMES, fold, validation_share=0.4)
+    assert len(chosen.train) == len(chosen.held_out) == len(whole.train) == (1 if fold < 2 else 2)
+    for slab, train, held_out in zip(whole.train, chosen.train, chosen.held_out, strict=True):
+        slices = slab.labels.shape[1] - gap
+        assert train.labels.shape[1] == round(0.6 * slices) and held_out.labels.shape[1] == slices - round(0.6 * slices)
+        assert np.array_equal(train.values, slab.values[:, :, : train.labels.shape[1]])
+        assert np.array_equal(held_out.labels, slab.labels[:, -held_out.labels.shape[1] :])
+        assert held_out.name == f"the foremost slices of {slab.name}"
+        for share, count in ((1e-9, slices - 1), (1 - 1e-9, 1)):  # at least one slice in each
+            assert {grid.labels.shape[1] for grid in BrainTissue(VOLUMES, fold, share).train} == {count}
 
 
 def test_likelier_tissue_wins():

@@ -262,14 +262,19 @@ def of_recipe(name, fold):
 
 
 @pytest.mark.parametrize(
-    ("name", "halves"),
-    [("nuclei2d", ("left", "right")), ("nuclei3d", ("left", "right")), ("brain_tissue", ("back", "front"))],
+    ("name", "first_fold", "parts"),
+    [
+        ("nuclei2d", 0, ("left half", "right half")),
+        ("nuclei3d", 0, ("left half", "right half")),
+        ("brain_tissue", 0, ("back half", "front half")),
+        ("brain_tissue", 2, ("first quarter", "second quarter")),
+    ],
 )
-@pytest.mark.parametrize("fold", [0, 1])
-def test_recipes(name, halves, fold):
-    training, config, data = of_recipe(name, fold)
-    assert data.trained_on.startswith(f"the {halves[fold]} half")
-    assert data.measured_on.startswith(f"the {halves[1 - fold]} half") and not training.validation_share
+@pytest.mark.parametrize("more", [0, 1])
+def test_recipes(name, first_fold, parts, more):
+    training, config, data = of_recipe(name, first_fold + more)
+    assert data.trained_on.startswith(f"the {parts[more]}")
+    assert data.measured_on.startswith(f"the {parts[1 - more]}") and not training.validation_share
     assert config.id2label[0] == "background" and len(config.id2label) == (4 if name == "brain_tissue" else 2)
     batch = random_crops(
         data.train * 2,
