@@ -84,7 +84,7 @@ import tifffile
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-repository, subfolder, image, mask = sys.argv[1:]
+repository, subfolder, image, mask, *mirrored = sys.argv[1:]
 opened = {"subfolder": subfolder, "trust_remote_code": True}
 model = AutoModelForSemanticSegmentation.from_pretrained(repository, **opened)
 processor = AutoImageProcessor.from_pretrained(repository, **opened)
@@ -92,9 +92,13 @@ images = Path(importlib.util.find_spec("stardist").submodule_search_locations[0]
 picture, nuclei = tifffile.imread(images / image), tifffile.imread(images / mask) > 0
 right = picture.shape[-1] // 2
 picture, nuclei = picture[..., right:], nuclei[..., right:]
+inputs, views = processor(picture, return_tensors="pt"), [[]]
+for dim in map(int, mirrored):
+    views += [[*view, dim] for view in views]
 with torch.inference_mode():
-    outputs = model(**processor(picture, return_tensors="pt"))
-(predicted,) = processor.post_process_semantic_segmentation(outputs, [picture.shape])
+    outputs = [model(**{**inputs, "pixel_values": inputs["pixel_values"].flip(view)}) for view in views]
+outputs[0].logits = sum(of_view.logits.flip(view) for of_view, view in zip(outputs, views, strict=True))
+(predicted,) = processor.post_process_semantic_segmentation(outputs[0], [picture.shape])
 found = predicted.numpy() == 1
 print(np.mean([(a & b).sum() / (a | b).sum() for a, b in ((found, nuclei), (~found, ~nuclei))]))
 """
@@ -144,16 +148,18 @@ def test_generator_opens_elsewhere_and_is_as_good_as_its_card_says(run_python):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "files"),
+    ("name", "arguments"),
     [
-        pytest.param("nuclei2d", ("img2d.tif", "mask2d.tif"), id="nuclei2d"),
+        pytest.param("nuclei2d", ("img2d.tif", "mask2d.tif", "2", "3"), id="nuclei2d"),
         pytest.param("nuclei3d", ("img3d.tif", "mask3d.tif"), id="nuclei3d", marks=pytest.mark.audit),
     ],
 )
-def test_nuclei_open_elsewhere_and_are_as_good_as_their_cards_say(run_python, name, files):
-    (result,) = ModelCard.load(CHECKPOINTS / name / "README.md").data.eval_results
+def test_nuclei_open_elsewhere_and_are_as_good_as_their_cards_say(run_python, name, arguments):
+    card = ModelCard.load(CHECKPOINTS / name / "README.md")
+    (result,) = card.data.eval_results
     assert result.metric_type == "mean_iou" and "right half" in result.dataset_name
-    printed = float(run_python(MEASURE_NUCLEI, ROOT, f"checkpoints/{name}", *files).stdout)
+    assert ("--mirror_axes 0,1" in card.text) == (arguments[2:] == ("2", "3"))
+    printed = float(run_python(MEASURE_NUCLEI, ROOT, f"checkpoints/{name}", *arguments).stdout)
     assert printed == pytest.approx(result.metric_value, abs=2e-4)
 
 
