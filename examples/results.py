@@ -74,7 +74,7 @@ class Task:
 SEGMENT, FORECAST = "train_semantic_segmentation.py", "train_dense_prediction.py"
 CLIPS, IN_CONTEXT = "train_video_classification.py", "train_tabular_in_context.py"
 UNET, HIGHRESNET, TIMESFORMER = (("--peer", name) for name in ("unet", "highresnet", "timesformer"))
-FOLDS = tuple(("--fold", str(fold)) for fold in range(3))
+FOLDS = tuple(("--fold", str(fold)) for fold in range(4))
 TASKS = (
     Task("nuclei 2-D, learnt left: IoU", SEGMENT, "nuclei2d", "iou nucleus", True, (*UNET, *FOLDS[0])),
     Task("nuclei 2-D, learnt right: IoU", SEGMENT, "nuclei2d", "iou nucleus", True, (*UNET, *FOLDS[1])),
@@ -82,6 +82,8 @@ TASKS = (
     Task("nuclei 3-D, learnt right: IoU", SEGMENT, "nuclei3d", "iou nucleus", True, (*UNET, *FOLDS[1])),
     Task("tissue of the brain, learnt back: mean IoU", SEGMENT, "brain_tissue", "mean_iou", True, (*UNET, *FOLDS[0])),
     Task("tissue of the brain, learnt front: mean IoU", SEGMENT, "brain_tissue", "mean_iou", True, (*UNET, *FOLDS[1])),
+    Task("tissue, learnt quarters 1 and 3: mean IoU", SEGMENT, "brain_tissue", "mean_iou", True, (*UNET, *FOLDS[2])),
+    Task("tissue, learnt quarters 2 and 4: mean IoU", SEGMENT, "brain_tissue", "mean_iou", True, (*UNET, *FOLDS[3])),
     Task("200 wavelengths, draw 0: accuracy", SEGMENT, "indian_pines", "accuracy", True, (*HIGHRESNET, *FOLDS[0])),
     Task("200 wavelengths, draw 1: accuracy", SEGMENT, "indian_pines", "accuracy", True, (*HIGHRESNET, *FOLDS[1])),
     Task("200 wavelengths, draw 2: accuracy", SEGMENT, "indian_pines", "accuracy", True, (*HIGHRESNET, *FOLDS[2])),
