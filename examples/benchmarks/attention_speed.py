@@ -181,6 +181,16 @@ COLUMNS = (
 )
 
 
+def check_equal(theirs: torch.Tensor, ours: torch.Tensor) -> None:
+    """`ValueError` if they differ by more than 1/1000 as a whole.
+
+    Not value by value: where rounding changes a sign before a leaky ReLU, single gradients differ by much more.
+    """
+    error = ((ours - theirs).norm() / theirs.norm()).item()
+    if not error <= 1e-3:
+        raise ValueError(f"both must compute the same, up to a relative error of 1e-3, got {error:.1e}")
+
+
 def measure(case: str, pass_name: str, rate: float, options: argparse.Namespace) -> str:
     """One row of the table."""
     x, run = make_input(case), PASSES[pass_name]
@@ -188,7 +198,7 @@ def measure(case: str, pass_name: str, rate: float, options: argparse.Namespace)
     if options.compile:
         modules = [torch.compile(module) for module in modules]
     runs = tuple(functools.partial(run, module, x) for module in modules)
-    torch.testing.assert_close(runs[1](), runs[0](), rtol=1e-3, atol=1e-4)  # and both are warm
+    check_equal(*(run() for run in runs))  # and both are warm
     cpu, wall_of_one = compare_on_both_clocks(runs, options.pairs)
     wall_clock = functools.partial(wall_seconds, threads=options.threads)
     wall = wall_of_one if options.threads == 1 else compare(runs, wall_clock, options.pairs)

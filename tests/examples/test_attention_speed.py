@@ -67,6 +67,15 @@ def test_kernels_alone_compute_what_the_pass_computes(benchmark, pass_name):
     assert counter.get_total_flops() == whole
 
 
+def test_results_are_compared_as_a_whole(benchmark):
+    theirs, ours = torch.ones(1000), torch.ones(1000)
+    ours[0] += 0.01
+    benchmark.check_equal(theirs, ours)
+    for wrong in (torch.ones(1000) + 0.002, torch.full((1000,), torch.nan)):
+        with pytest.raises(ValueError, match="must compute the same, up to a relative error of 1e-3, got"):
+            benchmark.check_equal(theirs, wrong)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 @pytest.mark.audit
 @pytest.mark.parametrize(
